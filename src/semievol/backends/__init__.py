@@ -1,0 +1,1 @@
+"""What computes: generators, trainers and embedders, each behind a Protocol of `base`."""

@@ -1,0 +1,560 @@
+"""The run's configuration: one frozen pydantic section per stage, and the recipes that fill every method choice.
+
+YAML in, `config.resolved.json` out. Keys use the word of the library underneath. Defaults live here and nowhere else.
+Where the paper (arXiv:2410.14745) and the authors' released code differ, the docstring of the key gives both values.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from semievol.errors import ConfigError
+
+AnswerType = Literal["choice", "label", "number", "span", "text"]
+Signal = Literal["mean_nll", "entropy", "max_probability", "agreement"]
+
+PAPER_CONFIGURATIONS: list[dict[str, Any]] = [
+    {"model": "warm", "k": 0},
+    {"model": "warm", "k": 1},
+    {"model": "warm", "k": 3},
+    {"model": "base", "k": 3},
+]
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "propagate.configurations": PAPER_CONFIGURATIONS,
+        "justify.when": "disagree",
+        "select.signal": "mean_nll",
+        "select.apply_to": "all",
+        "select.keep_fraction": 0.5,
+        "select.prompt": "plain",
+        "evolve.init": "base",
+        "evolve.train_on": "labeled+selected",
+        "evolve.learning_rate": None,
+        "trainer.eval_fraction": 0.0,
+    },
+    "released": {
+        "propagate.configurations": [{"model": "warm", "k": 0}] * 4,
+        "justify.when": "disagree",
+        "select.signal": "mean_nll",
+        "select.apply_to": "justified",
+        "select.keep_fraction": 0.3,
+        "select.prompt": "justify",
+        "evolve.init": "warm",
+        "evolve.train_on": "selected",
+        "evolve.learning_rate": 1e-6,
+        "trainer.eval_fraction": 0.05,
+    },
+}
+"""Method choices that the two recipes fill; every other key has one default (method.md says where each comes from)."""
+
+
+DEFAULT_BACKENDS = {"generator.type": "transformers", "trainer.type": "trl", "embedder.type": "bm25"}
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class TaskConfig(Section):
+    """What a row asks for, how it is put to the model and how an answer is judged."""
+
+    type: AnswerType = "choice"
+    """choice: options on every row; label: one fixed set for all rows; number; span: short text; text: free response."""
+    labels: tuple[str, ...] | None = None
+    """The fixed set of a `label` task. None: the set of targets found among the labelled rows, sorted."""
+    instruction: str | None = None
+    """First line of every prompt. None: the default of the answer type; an empty string: none at all."""
+    prompt_template: str | None = None
+    """Jinja template of the user turn. None: the default of the answer type (docs/configuration.md prints it)."""
+    completion_template: str | None = None
+    """Jinja template of the text the model is trained to give. None: `Answer: {{ answer }}` (`text`: the answer alone)."""
+    justify_template: str | None = None
+    """Jinja template of the self-justification turn. None: the default."""
+    system: str | None = None
+    """System turn put before every prompt. None: no system turn."""
+    number_tolerance: float = Field(1e-6, ge=0)
+    """Largest relative difference at which two numbers count as equal."""
+    metric: Literal["accuracy", "exact_match", "token_f1", "rouge_l"] | None = None
+    """None: accuracy for choice, label and number; exact_match for span; rouge_l for text."""
+
+
+class ColumnsConfig(Section):
+    """Which column holds what. None: found by its usual names (docs/configuration.md lists them)."""
+
+    id: str | None = None
+    question: str | None = None
+    context: str | None = None
+    choices: str | None = None
+    target: str | None = None
+    group: str | None = None
+    messages: str | None = None
+    """Chat rows: a list of {role, content}; the last assistant turn is the target."""
+
+
+class SplitConfig(Section):
+    """How one file is cut, stratified by target and keeping groups whole. Fractions (sum 1) or row counts."""
+
+    labeled: float = Field(0.2, gt=0)
+    unlabeled: float = Field(0.6, gt=0)
+    test: float = Field(0.2, ge=0)
+
+
+class DataConfig(Section):
+    """Where the rows are and what is done about bad and repeated ones."""
+
+    path: str | None = None
+    """One CSV, JSONL or Parquet file, `datasets` folder or hub dataset id, to be split; or None with `labeled` and `unlabeled`."""
+    labeled: str | None = None
+    unlabeled: str | None = None
+    test: str | None = None
+    hub_split: str = "train"
+    """Split read from a hub dataset or a `datasets` folder; `id:split` in a path overrides it."""
+    columns: ColumnsConfig = ColumnsConfig()
+    split: SplitConfig = SplitConfig()
+    max_bad_fraction: float = Field(0.0, ge=0, le=1)
+    """Share of unusable rows that a run puts up with; the others land in data/rejected.jsonl with their reason."""
+    max_rows: int | None = Field(None, gt=0)
+    """At most this many rows of each file, drawn with the run's seed. None: all."""
+    max_labeled: int | None = Field(None, gt=0)
+    max_unlabeled: int | None = Field(None, gt=0)
+    max_test: int | None = Field(None, gt=0)
+    duplicates: Literal["drop", "keep"] = "drop"
+    """drop: rows that stand in several splits leave the training side (unlabelled first, then labelled); keep: only report."""
+    near_duplicate_similarity: float = Field(0.9, gt=0, le=1)
+    """Token Jaccard similarity from which two questions count as near duplicates; 1 finds exact ones only."""
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> "DataConfig":
+        if self.path is None and (self.labeled is None or self.unlabeled is None):
+            raise ValueError("data: give `path` (one file to be split) or both `labeled` and `unlabeled` files")
+        if self.path is not None and (self.labeled or self.unlabeled or self.test):
+            raise ValueError("data: `path` is for one file to be split; leave it out when separate files are given")
+        return self
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    path: str = "pocket"
+    """Hub id or folder of a causal LM; `pocket` is the embedded Pocket LM."""
+    revision: str | None = None
+    """Git revision on the hub. None: the newest."""
+    chat_template: str | None = None
+    """Jinja chat template, or a file that holds one, in the place of the tokenizer's own. None: the tokenizer's."""
+    max_length: int | None = Field(None, gt=0)
+    """Most tokens of prompt and completion together. None: what the model's config says, at most 4096."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on a CPU, bfloat16 on a GPU that has it."""
+    device: str = "auto"
+    """auto: cuda where there is one, else cpu; or a torch device such as cuda:1."""
+
+
+class TransformersGeneratorConfig(Section):
+    """Local generation with transformers."""
+
+    type: Literal["transformers"] = "transformers"
+    batch_tokens: int = Field(16384, gt=0)
+    """Largest number of tokens (padding included) in one forward pass; halves itself on out-of-memory."""
+    threads: int | None = Field(None, gt=0)
+    """CPU threads of torch. None: torch's own choice."""
+
+
+class FakeGeneratorConfig(Section):
+    """A generator without a model: it answers from the question's hash. For tests of what stands above it."""
+
+    type: Literal["fake"] = "fake"
+    accuracy: float = Field(0.7, ge=0, le=1)
+    """Share of rows on which the base answers right, where the truth can be read off the question (`#B`)."""
+
+
+GeneratorConfig = Annotated[TransformersGeneratorConfig | FakeGeneratorConfig, Field(discriminator="type")]
+
+
+class TrlTrainerConfig(Section):
+    """Fine-tuning with TRL's SFTTrainer and PEFT. The defaults are the paper's where it gives one."""
+
+    type: Literal["trl"] = "trl"
+    method: Literal["lora", "qlora", "full"] = "lora"
+    r: int = Field(16, gt=0)
+    lora_alpha: int = Field(32, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+    learning_rate: float = Field(1e-4, gt=0)
+    num_train_epochs: float = Field(2, gt=0)
+    max_steps: int | None = Field(None, gt=0)
+    """Optimiser steps, in the place of epochs. None: epochs count."""
+    per_device_train_batch_size: int = Field(1, gt=0)
+    gradient_accumulation_steps: int = Field(8, gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: float = Field(0.1, ge=0)
+    """Below 1 a share of all steps, from 1 on a number of steps."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optim: str = "adamw_torch"
+    max_length: int = Field(1024, gt=0)
+    """Longest training example in tokens; longer ones are refused before the first step, never cut silently."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 on a GPU that has it, else fp32."""
+    activation_checkpointing: bool = False
+    eval_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the training rows held out (paper: 0, released code: 0.05)."""
+    save_steps: int = Field(50, gt=0)
+    """Optimiser steps between checkpoints from which a killed training goes on."""
+    logging_steps: int = Field(5, gt=0)
+    report_to: tuple[str, ...] = ()
+    """Trackers, passed to transformers: wandb, trackio, mlflow, tensorboard, ..."""
+
+
+class FakeTrainerConfig(Section):
+    """A trainer that writes down what it saw. For tests of what stands above it."""
+
+    type: Literal["fake"] = "fake"
+    learning_rate: float = 1e-4
+    num_train_epochs: float = 2
+    max_steps: int | None = None
+    eval_fraction: float = 0.0
+
+
+TrainerConfig = Annotated[TrlTrainerConfig | FakeTrainerConfig, Field(discriminator="type")]
+
+
+class Bm25EmbedderConfig(Section):
+    """BM25 over the words of the question (bm25s). No model, no download."""
+
+    type: Literal["bm25"] = "bm25"
+
+
+class SentenceTransformersEmbedderConfig(Section):
+    """Any sentence-transformers model."""
+
+    type: Literal["sentence_transformers"] = "sentence_transformers"
+    model: str = "minilm"
+    """Hub id or folder; `minilm` is the copy of all-MiniLM-L6-v2 in the extra [demo]."""
+    batch_size: int = Field(64, gt=0)
+
+
+class ModelEmbedderConfig(Section):
+    """Mean-pooled last hidden states of the base model."""
+
+    type: Literal["model"] = "model"
+    batch_size: int = Field(32, gt=0)
+
+
+class FakeEmbedderConfig(Section):
+    """Hashed bag of words. For tests."""
+
+    type: Literal["fake"] = "fake"
+    dimension: int = Field(64, gt=0)
+
+
+EmbedderConfig = Annotated[
+    Bm25EmbedderConfig | SentenceTransformersEmbedderConfig | ModelEmbedderConfig | FakeEmbedderConfig,
+    Field(discriminator="type"),
+]
+
+
+class WarmupConfig(Section):
+    """In-weight propagation: SFT of the base on L gives M_warm. None takes the trainer's value."""
+
+    learning_rate: float | None = Field(None, gt=0)
+    num_train_epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, gt=0)
+
+
+class RetrieveConfig(Section):
+    """In-context propagation: which labelled rows are shown with a row."""
+
+    k: int = Field(3, ge=0)
+    """Nearest labelled rows kept for a row; a configuration may use fewer (paper: 3; released: retrieval switched off)."""
+
+
+class ConfigurationConfig(Section):
+    """One configuration of the model: a member of {base, warm} x {0..k demonstrations}."""
+
+    model: Literal["base", "warm"]
+    k: int = Field(ge=0)
+
+    @property
+    def name(self) -> str:
+        """Short name, such as `warm-3`."""
+        return f"{self.model}-{self.k}"
+
+
+class PropagateConfig(Section):
+    """Collaborative learning: what answers the unlabelled rows and how."""
+
+    configurations: tuple[ConfigurationConfig, ...] = ()
+    """Paper: n = 4 out of {base, warm} x {0..3}; released: four times warm without demonstrations. Filled by the recipe."""
+    draw: int | None = Field(None, gt=0)
+    """Draw this many configurations from {base, warm} x {0..k} with the run's seed, in the place of the list. None: the list."""
+    answer_with: Literal["samples", "scores"] = "samples"
+    """samples: a sampled completion a configuration; scores: the most likely answer of the exact distribution."""
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(None, gt=0)
+    """Most tokens of a sampled answer. None: 16 for choice, 32 for label and number, 64 for span, 512 for text."""
+    max_failed_fraction: float = Field(0.01, ge=0, le=1)
+    """Share of requests that may fail before the stage stops."""
+
+
+class JustifyConfig(Section):
+    """Self-justification: the warm model sees the question and all answers and gives the final one."""
+
+    when: Literal["disagree", "always", "never"] = "disagree"
+    """disagree: rows without consensus (the paper's stress and the released code); always: the paper's equation;
+    never: majority of the answers, ties to the earlier configuration."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy (over closed sets: the most likely answer)."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(None, gt=0)
+
+
+class SelectConfig(Section):
+    """Adaptive selection: which pseudo-labels become training data."""
+
+    signal: Signal = "mean_nll"
+    """mean_nll is the paper's H (and the released code's); the others are ours to compare with."""
+    keep_fraction: float = Field(0.5, gt=0, le=1)
+    """theta: share of the rows that the threshold is taken over which is kept (paper 0.5, released 0.3)."""
+    apply_to: Literal["all", "justified"] = "all"
+    """all: the threshold is over U (paper, Eq. 7); justified: consensus rows are all kept, the threshold is over the rest (released)."""
+    prompt: Literal["plain", "justify"] = "plain"
+    """Prompt under which the confidence is taken: the question alone (paper) or the justification prompt (released)."""
+
+
+class EvolveConfig(Section):
+    """The last fine-tuning."""
+
+    init: Literal["base", "warm"] = "base"
+    """Weights to start from (paper: base; released: the warm-up adapter)."""
+    train_on: Literal["labeled+selected", "selected"] = "labeled+selected"
+    """Paper, Eq. 9: both; released (and the paper's Algorithm 1): the pseudo-labelled rows alone."""
+    learning_rate: float | None = Field(None, gt=0)
+    """None: the trainer's (paper 1e-4; released 1e-6)."""
+    num_train_epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, gt=0)
+
+
+class ControlConfig(Section):
+    """SFT on the labelled rows alone with as many optimiser steps as evolve, from the same weights."""
+
+    enabled: bool = True
+
+
+class EvaluateConfig(Section):
+    """How models are measured on the test rows."""
+
+    answer_with: Literal["auto", "greedy"] = "auto"
+    """auto: exact scores for closed answer sets, greedy completions for open ones; greedy: completions for all."""
+    max_tokens: int | None = Field(None, gt=0)
+    n_bootstrap: int = Field(2000, ge=200)
+    """Draws of the paired bootstrap."""
+
+
+class ReportConfig(Section):
+    """What the report shows."""
+
+    n_examples: int = Field(40, ge=0)
+    """Kept and dropped rows that can be browsed."""
+    title: str | None = None
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    recipe: Literal["paper", "released"] = "paper"
+    """Fills every method choice; any key can still be set, and the report prints what differs."""
+    output_dir: str = "runs/semievol"
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(1, ge=1, le=20)
+    """Times that retrieve..evolve is done; each further round takes the kept rows as labelled and looks at the dropped ones."""
+    task: TaskConfig = TaskConfig()
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    generator: GeneratorConfig = TransformersGeneratorConfig()
+    trainer: TrainerConfig = TrlTrainerConfig()
+    embedder: EmbedderConfig = Bm25EmbedderConfig()
+    warmup: WarmupConfig = WarmupConfig()
+    retrieve: RetrieveConfig = RetrieveConfig()
+    propagate: PropagateConfig = PropagateConfig()
+    justify: JustifyConfig = JustifyConfig()
+    select: SelectConfig = SelectConfig()
+    evolve: EvolveConfig = EvolveConfig()
+    control: ControlConfig = ControlConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_recipe(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        recipe = RECIPES.get(str(raw.get("recipe", "paper")))
+        if recipe is None:
+            return raw  # the field's own check names the allowed values
+        filled = json.loads(json.dumps(raw, default=_plain))
+        for key, value in (DEFAULT_BACKENDS | recipe).items():
+            _set_missing(filled, key.split("."), value)
+        return filled
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "RunConfig":
+        if not self.propagate.configurations and self.propagate.draw is None:
+            raise ValueError("propagate.configurations is empty: list at least one {model, k}, or set propagate.draw")
+        most = max((c.k for c in self.propagate.configurations), default=0)
+        if self.propagate.draw is None and most > self.retrieve.k:
+            raise ValueError(f"propagate.configurations asks for {most} demonstrations, but retrieve.k is {self.retrieve.k}")
+        if self.propagate.answer_with == "scores" and self.task.type not in ("choice", "label"):
+            raise ValueError(f"propagate.answer_with: scores needs a closed answer set, but task.type is {self.task.type}")
+        if self.select.signal in ("entropy", "max_probability") and self.task.type not in ("choice", "label"):
+            raise ValueError(f"select.signal: {self.select.signal} needs a closed answer set, but task.type is {self.task.type}")
+        if self.select.prompt == "justify" and self.justify.when == "never":
+            raise ValueError("select.prompt: justify needs justification, but justify.when is never")
+        return self
+
+    @field_validator("output_dir")
+    @classmethod
+    def _check_output_dir(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("output_dir is empty")
+        return value
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML config and apply `key=value` overrides (dotted keys, values in YAML).
+
+    Relative paths of data files, of a local model and of `output_dir` are taken from the working directory,
+    as transformers and TRL do.
+
+    Raises:
+        ConfigError: If the file is missing or not YAML, or a key or value does not fit; one line a fault, with the remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}. `semievol init FILES... -o {path}` writes one") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
+    return parse_config(apply_overrides(raw, overrides), source=str(path))
+
+
+def parse_config(raw: Mapping[str, Any], *, source: str = "config") -> RunConfig:
+    """Check a plain mapping. Raises ConfigError with one line for each fault."""
+    try:
+        return RunConfig.model_validate(dict(raw))
+    except ValidationError as error:
+        lines = [f"{source}: {line}" for line in _fault_lines(error)]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of `raw` with each dotted `key=value` set. Raises ConfigError for one without `=`."""
+    merged: dict[str, Any] = json.loads(json.dumps(raw, default=_plain))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"override {override!r}: expected key=value, for example select.keep_fraction=0.3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        node = merged
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
+            node = child
+        node[last] = value
+    return merged
+
+
+def recipe_differences(config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Method choices that the config sets otherwise than its recipe: (key, value in use, recipe's value)."""
+    reference = parse_config({"recipe": config.recipe, "data": config.data.model_dump(), **_backend_types(config)})
+    ours, theirs = dict(_flatten(config)), dict(_flatten(reference))
+    sections = ("propagate", "justify", "select", "evolve", "retrieve", "warmup", "trainer", "rounds", "evaluate")
+    return [(k, ours[k], theirs.get(k)) for k in ours if k.split(".")[0] in sections and ours[k] != theirs.get(k)]
+
+
+def _backend_types(config: RunConfig) -> dict[str, Any]:
+    return {"trainer": {"type": config.trainer.type}, "generator": {"type": config.generator.type}}
+
+
+def _flatten(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            yield f"{prefix}{name}", [item.model_dump() for item in value]
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _set_missing(node: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    *parents, last = path
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            return
+        node = child
+    node.setdefault(last, value)
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return str(value)
+
+
+def _fault_lines(error: ValidationError) -> Iterator[str]:
+    for fault in error.errors():
+        parts = [str(part) for part in fault["loc"] if part not in _UNION_TAGS]
+        key = ".".join(parts)
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(parts[:-1])
+            near = difflib.get_close_matches(parts[-1], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(known)}"
+            yield f"unknown key {key}{hint}"
+        elif fault["type"] == "missing":
+            yield f"{key} is missing"
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            shown = "" if isinstance(fault["input"], dict | BaseModel) else f" (got {fault['input']!r})"
+            yield f"{key}: {message}{shown}" if key else message
+
+
+_UNION_TAGS = ("trl", "transformers", "bm25", "sentence_transformers", "fake")
+
+
+def _known_keys(parents: Sequence[str]) -> list[str]:
+    """Field names of the section that `parents` leads to; union tags and list positions are stepped over."""
+    models: list[type[BaseModel]] = [RunConfig]
+    for parent in parents:
+        found: list[type[BaseModel]] = []
+        for model in models:
+            if parent in model.model_fields:
+                found += _models_in(model.model_fields[parent].annotation)
+        models = found or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]

@@ -1,0 +1,1 @@
+"""The embedded tasks and the embedded base model."""
