@@ -157,7 +157,7 @@ def load_tasks(shared: Path, cache: Path, tokenizer: Any, word_vectors: NDArray[
     """Reads and tokenises all sources; keeps the tokens under `cache`, keyed by the amount of prose."""
     pretrain = shared / "data" / "pretrain_tasks"
     rows = {path.stem: [json.loads(line) for line in path.open(encoding="utf-8")] for path in sorted(pretrain.glob("*.jsonl"))}
-    prose = {name: _prose(shared, cache, name, tokenizer, max_corpus_chars) for name in CORPORA}
+    prose = {name: load_prose(shared, cache, name, tokenizer, max_corpus_chars) for name in CORPORA}
     frequency = np.ones(len(word_vectors))
     for document_sentences, _, _, _ in prose.values():
         frequency += np.bincount(document_sentences.flat, minlength=len(word_vectors))
@@ -207,7 +207,7 @@ def load_tasks(shared: Path, cache: Path, tokenizer: Any, word_vectors: NDArray[
     )
 
 
-def _prose(
+def load_prose(
     shared: Path, cache: Path, name: str, tokenizer: Any, max_chars: int
 ) -> tuple[Sentences, NDArray[np.int64], Sentences, Sentences]:
     """Sentences, windows (n, 2) of them, documents for training, documents held out."""
@@ -281,7 +281,8 @@ def _keywords(sentences: Sentences, members: NDArray[np.int64], frequency: NDArr
     whole = ids > 1996
     score = np.where(whole & (counts >= 2), counts * np.log(frequency.sum() / frequency[ids]), 0.0)
     best = [int(ids[i]) for i in np.argsort(-score)[:6] if score[i] > 0]
-    names = [i for i in best if re.fullmatch(r"[a-z]{4,}", tokenizer.convert_ids_to_tokens(i))]
+    tokens = {i: tokenizer.convert_ids_to_tokens(i) for i in best}
+    names = [i for i in best if re.fullmatch(r"[a-z]{4,}", tokens[i]) and tokens[i] not in ("user", "assistant")]
     return names[: 1 + len(members) % 2]
 
 
@@ -354,8 +355,8 @@ class EpisodeSource:
             if episode is not None and len(episode.ids) <= MAX_LENGTH:
                 yield episode
 
-    def prose(self, length: int) -> Episode:
-        """A stretch of a document, every token trained."""
+    def prose(self, length: int, trained_share: float) -> Episode:
+        """A stretch of a document, of which a share of the tokens is trained."""
         documents = self.tasks.documents
         while True:
             row = self.random.randrange(len(documents))
@@ -364,7 +365,7 @@ class EpisodeSource:
                 start = int(documents.offsets[row]) + self.random.randrange(max(1, size - length))
                 end = min(start + length - 1, int(documents.offsets[row + 1]))
                 ids = [CLS, *documents.flat[start:end].tolist()]
-                return Episode(ids, [0] + [1] * (len(ids) - 1))
+                return Episode(ids, [0, *(int(self.random.random() < trained_share) for _ in ids[1:])])
 
     # one method a kind of task
 

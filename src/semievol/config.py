@@ -416,8 +416,12 @@ class RunConfig(Section):
             raise ValueError(f"propagate.answer_with: scores needs a closed answer set, but task.type is {self.task.type}")
         if self.select.signal in ("entropy", "max_probability") and self.task.type not in ("choice", "label"):
             raise ValueError(f"select.signal: {self.select.signal} needs a closed answer set, but task.type is {self.task.type}")
-        if self.select.prompt == "justify" and self.justify.when == "never":
-            raise ValueError("select.prompt: justify needs justification, but justify.when is never")
+        ranked_unjustified = self.select.apply_to == "all" and self.justify.when != "always"
+        if self.select.prompt == "justify" and (self.justify.when == "never" or ranked_unjustified):
+            raise ValueError(
+                "select.prompt: justify ranks rows by their justification; set justify.when: always, "
+                "or justify.when: disagree with select.apply_to: justified"
+            )
         return self
 
     @field_validator("output_dir")

@@ -218,7 +218,10 @@ class PseudoLabel:
     entropy: float | None = None
     """Entropy of the exact answer distribution, nats; None where answers are not a closed set."""
     max_probability: float | None = None
+    justify_nll: float | None = None
+    """Mean NLL of the final answer under the justification prompt, of rows that were justified."""
     justification: str | None = None
+    """What the model wrote under the justification prompt."""
     round: int = 1
 
 

@@ -5,28 +5,26 @@ without a download, and whose right answers are known throughout. The tickets ar
 (see `semievol.demo.ticket_grammar`); they are synthetic, and no result on them says how well anything does on real
 tickets.
 
-Each queue has plain cues, which all labelled rows use, and new terms (product names, partners, in-house nicknames, error
-codes) which no labelled row contains. Among the unlabelled rows a new term mostly stands beside a plain cue of its queue;
-among the test rows it often stands alone. A model that has seen the labelled rows only has to guess there, while one that
-was also trained on well-chosen pseudo-labels can know.
+Each queue has plain cues, which all labelled rows use, and new terms (product names, partners, in-house nicknames,
+error codes), which no labelled row contains. Among the unlabelled rows a new term mostly stands beside a plain cue of
+its queue; among the test rows it often stands alone. A model that has seen the labelled rows only has to guess there,
+while one that was also trained on well-chosen pseudo-labels can know.
 
-Only `random.Random.random` is drawn from, whose sequence for a seed Python promises to keep, and row counts come from
-whole numbers, so that a seed gives the same rows everywhere.
+A seed gives the same rows on every Python (see `semievol.demo.drawing`).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
-from semievol.demo import ticket_grammar as words
+from semievol.demo import ticket_phrases as phrases
+from semievol.demo.drawing import Deck, NearDuplicates, apportion, pick, shuffled
 from semievol.demo.ticket_grammar import GRAMMAR, NewCue, QueueGrammar
 from semievol.errors import ConfigError, DataError
 
 __all__ = ["GROUPS", "QUEUES", "TicketRow", "TicketSplits", "generate_tickets"]
-
-T = TypeVar("T")
 
 QUEUES: tuple[str, ...] = tuple(queue.name for queue in GRAMMAR)
 """The labels, from the most frequent to the least."""
@@ -43,7 +41,6 @@ _OFF_TOPIC_PERCENT = 5
 _TWO_TERMS = 0.3
 _WEAK_CUE = 0.6
 _WORD_RANGE = (8, 35)
-_NEAR_DUPLICATE = 0.9
 _MAX_TRIES = 200
 
 
@@ -78,7 +75,8 @@ def generate_tickets(
     """Write the tickets of one seed.
 
     The queues are unequal and have the same shares in every split, and each has at least one labelled row. One
-    unlabelled row in twenty is off-topic. Different seeds share the grammar, not the rows.
+    unlabelled row in twenty is off-topic. Different seeds share the grammar, not the rows. The labelled and the test
+    rows of a seed do not depend on `n_unlabeled`.
 
     Raises:
         ConfigError: If a size is negative, or too small for a row of every queue among the labelled.
@@ -97,75 +95,14 @@ def generate_tickets(
     return TicketSplits(labeled, unlabeled, test)
 
 
-def _pick(rng: Random, options: Sequence[T]) -> T:
-    return options[int(rng.random() * len(options))]
-
-
-def _shuffled(rng: Random, items: Sequence[T]) -> list[T]:
-    result = list(items)
-    for last in range(len(result) - 1, 0, -1):
-        other = int(rng.random() * (last + 1))
-        result[last], result[other] = result[other], result[last]
-    return result
-
-
-def _apportion(total: int, shares: Sequence[int], *, least: int = 0) -> list[int]:
-    """Split `total` by `shares` with largest remainders, each part at least `least`."""
-    spare, whole = total - least * len(shares), sum(shares)
-    counts = [spare * share // whole for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda index: (-(spare * shares[index] % whole), index))
-    for index in by_remainder[: spare - sum(counts)]:
-        counts[index] += 1
-    return [count + least for count in counts]
-
-
-class _Deck(Generic[T]):
-    """Deals items evenly: none comes a second time before all have come once."""
-
-    def __init__(self, rng: Random, items: Sequence[T]) -> None:
-        self._cards = self._deal(rng, items)
-
-    @staticmethod
-    def _deal(rng: Random, items: Sequence[T]) -> Iterator[T]:
-        while True:
-            yield from _shuffled(rng, items)
-
-    def draw(self) -> T:
-        return next(self._cards)
-
-
-class _NearDuplicates:
-    """Tells whether a text shares nine tenths of its words with an earlier one.
-
-    Two such texts agree in at least one of their first few words under any fixed order of words, so that only texts
-    filed under one of these words have to be compared. Long words come first in the order, as they are the rarer ones.
-    """
-
-    def __init__(self) -> None:
-        self._filed: dict[str, list[frozenset[str]]] = {}
-
-    def admit(self, text: str) -> bool:
-        """Remember the text and return True, unless it is too close to a remembered one."""
-        tokens = frozenset(re.findall(r"\w+", text.lower()))
-        ordered = sorted(tokens, key=lambda token: (-len(token), token))
-        prefix = ordered[: len(ordered) - int(_NEAR_DUPLICATE * len(ordered)) + 1]
-        for token in prefix:
-            for other in self._filed.get(token, ()):
-                if len(tokens & other) >= _NEAR_DUPLICATE * len(tokens | other):
-                    return False
-        for token in prefix:
-            self._filed.setdefault(token, []).append(tokens)
-        return True
-
-
 class _QueueDecks:
     """One queue's cues within one split, dealt evenly."""
 
     def __init__(self, rng: Random, queue: QueueGrammar) -> None:
         self.queue = queue
-        self.known: _Deck[str] = _Deck(rng, queue.known)
-        self.weak: _Deck[str] = _Deck(rng, queue.weak)
-        self.new: _Deck[NewCue] = _Deck(rng, queue.new)
+        self.known: Deck[str] = Deck(rng, queue.known)
+        self.weak: Deck[str] = Deck(rng, queue.weak)
+        self.new: Deck[NewCue] = Deck(rng, queue.new)
 
 
 @dataclass(frozen=True)
@@ -188,21 +125,19 @@ class _Writer:
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
-        self._seen = _NearDuplicates()
+        self._seen = NearDuplicates()
 
-    def split(
-        self, prefix: str, n_rows: int, mix: Mapping[str, int], *, n_off_topic: int = 0
-    ) -> tuple[TicketRow, ...]:
+    def split(self, prefix: str, n_rows: int, mix: Mapping[str, int], *, n_off_topic: int = 0) -> tuple[TicketRow, ...]:
         rows: list[tuple[str, str, str]] = []
         least = 1 if n_rows >= len(GRAMMAR) else 0
-        for queue, n_queue in zip(GRAMMAR, _apportion(n_rows, [q.share for q in GRAMMAR], least=least), strict=True):
+        for queue, n_queue in zip(GRAMMAR, apportion(n_rows, [q.share for q in GRAMMAR], least=least), strict=True):
             decks = _QueueDecks(self._rng, queue)
-            for group, count in zip(mix, _apportion(n_queue, list(mix.values())), strict=True):
+            for group, count in zip(mix, apportion(n_queue, list(mix.values())), strict=True):
                 rows.extend((self._fresh(self._draft(group, decks)), queue.name, group) for _ in range(count))
         rows.extend((self._fresh(self._off_topic()), "", "off-topic") for _ in range(n_off_topic))
         width = len(str(max(len(rows) - 1, 0)))
         return tuple(
-            TicketRow(f"{prefix}{number:0{width}d}", *row) for number, row in enumerate(_shuffled(self._rng, rows))
+            TicketRow(f"{prefix}{number:0{width}d}", *row) for number, row in enumerate(shuffled(self._rng, rows))
         )
 
     def _fresh(self, draft: _Draft) -> str:
@@ -218,23 +153,23 @@ class _Writer:
         if group == "known cue":
             return _Draft((decks.known.draw(),))
         if group == "ambiguous":
-            other = _pick(rng, [queue for queue in GRAMMAR if queue is not decks.queue])
-            aside = _pick(rng, words.ASIDES).replace("{topic}", _pick(rng, other.topics))
-            return _Draft(tuple(_shuffled(rng, (aside, decks.known.draw()))))
+            other = pick(rng, [queue for queue in GRAMMAR if queue is not decks.queue])
+            aside = pick(rng, phrases.ASIDES).replace("{topic}", pick(rng, other.topics))
+            return _Draft(tuple(shuffled(rng, (aside, decks.known.draw()))))
         cues = [decks.new.draw() for _ in range(2 if rng.random() < _TWO_TERMS else 1)]
         clauses = [self._mention(cue) for cue in cues]
         if group == "known and new cue":
             clauses.append(decks.known.draw())
         elif rng.random() < _WEAK_CUE:
             clauses.append(decks.weak.draw())
-        return _Draft(tuple(_shuffled(rng, clauses)), tuple(cue.term for cue in cues))
+        return _Draft(tuple(shuffled(rng, clauses)), tuple(cue.term for cue in cues))
 
     def _mention(self, cue: NewCue) -> str:
-        patterns = words.NEW_PATTERNS["any"] + words.NEW_PATTERNS[cue.kind] * 2
-        return _pick(self._rng, patterns).replace("{cue}", cue.mention)
+        patterns = phrases.NEW_PATTERNS["any"] + phrases.NEW_PATTERNS[cue.kind] * 2
+        return pick(self._rng, patterns).replace("{cue}", cue.mention)
 
     def _off_topic(self) -> _Draft:
-        clauses = (_pick(self._rng, words.OFF_TOPIC), _pick(self._rng, words.OFF_TOPIC_EXTRAS))
+        clauses = (pick(self._rng, phrases.OFF_TOPIC), pick(self._rng, phrases.OFF_TOPIC_EXTRAS))
         return _Draft(clauses, to_support=False)
 
     def _worded(self, draft: _Draft) -> str:
@@ -242,10 +177,10 @@ class _Writer:
         rng = self._rng
         clauses = list(draft.clauses)
         if draft.to_support and rng.random() < 0.45:
-            clauses.insert(0 if rng.random() < 0.5 else len(clauses), _pick(rng, words.CONTEXTS))
-        greeting = _pick(rng, words.GREETINGS) + _pick(rng, (",", ",", "!", ".")) if rng.random() < 0.55 else ""
-        request = self._sentence(_pick(rng, words.REQUESTS)) if draft.to_support and rng.random() < 0.6 else ""
-        sign_off = _pick(rng, words.SIGN_OFFS) if rng.random() < 0.4 else ""
+            clauses.insert(0 if rng.random() < 0.5 else len(clauses), pick(rng, phrases.CONTEXTS))
+        greeting = pick(rng, phrases.GREETINGS) + pick(rng, (",", ",", "!", ".")) if rng.random() < 0.55 else ""
+        request = self._sentence(pick(rng, phrases.REQUESTS)) if draft.to_support and rng.random() < 0.6 else ""
+        sign_off = pick(rng, phrases.SIGN_OFFS) if rng.random() < 0.4 else ""
         text = self._filled(" ".join(part for part in (greeting, self._joined(clauses), request, sign_off) if part))
         if rng.random() < 0.3:
             text = self._misspelt(text, draft.terms)
@@ -259,20 +194,20 @@ class _Writer:
         sentences: list[str] = []
         for clause in clauses:
             if sentences and not sentences[-1].endswith("?") and self._rng.random() < 0.25:
-                sentences[-1] += _pick(self._rng, (", ", ", and ", " - ", "; ")) + clause
+                sentences[-1] += pick(self._rng, (", ", ", and ", " - ", "; ")) + clause
             else:
                 sentences.append(clause)
         return " ".join(self._sentence(sentence) for sentence in sentences)
 
     def _sentence(self, clause: str) -> str:
-        end = "" if clause[-1] in "?!" else _pick(self._rng, (".", ".", ".", ".", ".", ".", "!", "..."))
+        end = "" if clause[-1] in "?!" else pick(self._rng, (".", ".", ".", ".", ".", ".", "!", "..."))
         return f"{clause}{end}"
 
     def _filled(self, pattern: str) -> str:
         """Choose among the alternatives, fill the slots, and begin each sentence with a capital."""
         rng = self._rng
-        text = re.sub(r"\[([^\]]*)\]", lambda match: _pick(rng, match[1].split("|")), pattern)
-        text = text.replace("{day}", _pick(rng, words.DAYS)).replace("{name}", _pick(rng, words.NAMES))
+        text = re.sub(r"\[([^\]]*)\]", lambda match: pick(rng, match[1].split("|")), pattern)
+        text = text.replace("{day}", pick(rng, phrases.DAYS)).replace("{name}", pick(rng, phrases.NAMES))
         text = text.replace("{number}", str(10_000 + int(rng.random() * 90_000)))
         text = re.sub(r"\s+(?=[.,;!?])", "", re.sub(r"\s+", " ", text)).strip()
         return re.sub(r"(?:^|(?<=[.!?] ))[a-z]", lambda match: match[0].upper(), text)
@@ -283,9 +218,9 @@ class _Writer:
         spots = [match for match in re.finditer(r"[A-Za-z]{5,}", text) if match[0].lower() not in kept]
         if not spots:
             return text
-        spot = _pick(self._rng, spots)
+        spot = pick(self._rng, spots)
         word = spot[0]
         at = 1 + int(self._rng.random() * (len(word) - 2))
         dropped, doubled = word[:at] + word[at + 1 :], word[: at + 1] + word[at:]
         swapped = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
-        return text[: spot.start()] + _pick(self._rng, (dropped, doubled, swapped)) + text[spot.end() :]
+        return text[: spot.start()] + pick(self._rng, (dropped, doubled, swapped)) + text[spot.end() :]

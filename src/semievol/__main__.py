@@ -1,0 +1,5 @@
+"""`python -m semievol`."""
+
+from semievol.cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""Ask a model for the answers to rows, the same way for evaluation, prediction and confidence.
+
+Closed answer sets (choice, label) are scored exactly where the generator can; open ones are decoded greedily.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import tee
+from typing import Literal
+
+from semievol.answers import closed_set, parse_answer
+from semievol.config import RunConfig
+from semievol.prompts import PromptBuilder
+from semievol.types import (
+    ChoiceRequest,
+    ChoiceScores,
+    Completion,
+    Example,
+    Message,
+    ModelRef,
+    Prediction,
+    Request,
+    Result,
+    Sampling,
+)
+
+Score = Callable[[Iterable[ChoiceRequest]], Iterator[ChoiceScores]]
+Generate = Callable[[Iterable[Request], Sampling], Iterator[Result]]
+
+MAX_TOKENS = {"choice": 16, "label": 32, "number": 32, "span": 64, "text": 512}
+"""Most tokens of a completion, where the config gives no number."""
+
+
+def max_tokens(config: RunConfig, configured: int | None) -> int:
+    """The configured number of tokens, or the default of the answer type."""
+    return configured or MAX_TOKENS[config.task.type]
+
+
+def answers_exactly(config: RunConfig, mode: Literal["auto", "greedy"], exact_choice_scores: bool) -> bool:
+    """Whether answers come from exact scores: a closed set, a generator that can, and no wish for completions."""
+    return mode == "auto" and config.task.type in ("choice", "label") and exact_choice_scores
+
+
+def choice_request(
+    example: Example, messages: tuple[Message, ...], model: ModelRef, prompts: PromptBuilder, *, request_id: str | None = None
+) -> ChoiceRequest:
+    """Ask for the distribution over the closed set of `example`."""
+    answers = closed_set(example, prompts.task, prompts.facts)
+    return ChoiceRequest(
+        id=request_id or example.id,
+        messages=messages,
+        model=model,
+        completions=tuple(prompts.completion(answer, example) for answer in answers),
+    )
+
+
+def best_answer(scores: ChoiceScores, answers: Sequence[str]) -> tuple[str, int]:
+    """The most likely answer and its place; ties go to the earlier one."""
+    index = max(range(len(answers)), key=lambda i: (scores.logprobs[i], -i))
+    return answers[index], index
+
+
+def predict_exactly(
+    examples: Iterable[Example], prompts: PromptBuilder, model: ModelRef, score: Score
+) -> Iterator[Prediction]:
+    """Predictions from exact answer distributions, in the order of the rows; `score` and `target` are left empty."""
+    asked, kept = tee(examples)
+    requests = (choice_request(e, prompts.answer(e), model, prompts) for e in asked)
+    for example, scores in zip(kept, score(requests), strict=True):
+        answer, index = best_answer(scores, closed_set(example, prompts.task, prompts.facts))
+        yield Prediction(
+            example_id=example.id,
+            answer=answer,
+            target=None,
+            score=None,
+            confidence=round(scores.probabilities[index], 6),
+            entropy=round(scores.entropy, 6),
+            mean_nll=round(-scores.logprobs[index] / scores.n_tokens[index], 6),
+            group=example.group,
+        )
+
+
+def predict_greedily(
+    examples: Iterable[Example], prompts: PromptBuilder, model: ModelRef, generate: Generate, *, max_tokens: int
+) -> Iterator[Prediction]:
+    """Predictions from greedy completions, in the order of the rows; an unparsable or failed one has answer None."""
+    asked, kept = tee(examples)
+    requests = (Request(e.id, prompts.answer(e), model) for e in asked)
+    for example, result in zip(kept, generate(requests, Sampling(temperature=0.0, max_tokens=max_tokens)), strict=True):
+        yield _from_completion(example, result.completions[0] if result.completions else None, prompts)
+
+
+def _from_completion(example: Example, completion: Completion | None, prompts: PromptBuilder) -> Prediction:
+    if completion is None:
+        return Prediction(example.id, None, None, None, group=example.group)
+    nll = completion.mean_nll if completion.token_logprobs else None
+    return Prediction(
+        example_id=example.id,
+        answer=parse_answer(completion.text, example, prompts.task, prompts.facts),
+        target=None,
+        score=None,
+        confidence=None if nll is None else round(math.exp(-nll), 6),
+        entropy=None,
+        mean_nll=None if nll is None else round(nll, 6),
+        group=example.group,
+    )

@@ -1,0 +1,237 @@
+"""The run folder: typed JSONL artifacts written atomically, the manifest of finished stages, the row store, the lock.
+
+A file of the folder is whole or absent: it is written beside its place, synced and renamed. What a killed stage had
+finished row by row stands in the row store (SQLite, write-ahead log), keyed by the content of the request.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+
+from semievol.errors import ArtifactError
+
+Record = TypeVar("Record")
+
+MANIFEST = "manifest.json"
+ROWS = "rows.sqlite"
+SEALED_GOLD = "data/sealed_gold"
+
+
+class RunDir:
+    """The folder of one run. `path` is made when something is first written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one process.
+
+        Raises:
+            ArtifactError: At once, if another process holds it.
+        """
+        with _clear_disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            with lock.acquire(timeout=0):
+                yield
+        except Timeout:
+            raise ArtifactError(
+                f"{self.path} is in use by another semievol process; wait for it, or give this run another output_dir"
+            ) from None
+
+    def file(self, artifact: str, suffix: str = ".jsonl") -> Path:
+        """Path of an artifact such as `round-1/select/kept`."""
+        return self.path / f"{artifact}{suffix}"
+
+    def write_records(self, artifact: str, records: Iterable[object], kind: type) -> int:
+        """Write records as JSONL, atomically; returns how many."""
+        adapter = _adapter(kind)
+        n = 0
+        with self.replacing(self.file(artifact)) as partial, partial.open("wb") as stream:
+            for record in records:
+                stream.write(adapter.dump_json(record) + b"\n")
+                n += 1
+        return n
+
+    def read_records(self, artifact: str, kind: type[Record]) -> Iterator[Record]:
+        """Stream the records of an artifact.
+
+        Raises:
+            ArtifactError: If it is not there, or a line is not such a record.
+        """
+        path = self.file(artifact)
+        adapter = _adapter(kind)
+        try:
+            with path.open("rb") as stream:
+                for number, line in enumerate(stream, 1):
+                    try:
+                        yield adapter.validate_json(line)
+                    except ValidationError as error:
+                        raise ArtifactError(f"{path}, line {number}: not a {kind.__name__}: {error}") from error
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is missing; run the stages before it again") from None
+
+    def write_json(self, artifact: str, value: Any) -> None:
+        """Write one JSON document, atomically, keys in the given order."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_text(f"{artifact}.json", text + "\n")
+
+    def read_json(self, artifact: str) -> Any:
+        """Read one JSON document. Raises ArtifactError if it is missing or broken."""
+        path = self.file(artifact, ".json")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is missing; is {self.path} the folder of a run?") from None
+        except json.JSONDecodeError as error:
+            raise ArtifactError(f"{path}: not JSON: {error}") from error
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a text file, atomically; `name` carries the suffix."""
+        path = self.path / name
+        with self.replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+        return path
+
+    @contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """Give a path beside `path` to write to; sync and rename it at the end, remove it on an error."""
+        partial = path.with_name(path.name + ".partial")
+        with _clear_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield partial
+                with partial.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """Finished stages: name -> {fingerprint, stats, cost}."""
+        path = self.path / MANIFEST
+        if not path.exists():
+            return {}
+        loaded: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return loaded
+
+    def record_stage(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Note that a stage is done."""
+        self.write_json("manifest", self.manifest() | {name: dict(entry)})
+
+    def forget_stages(self, names: Sequence[str]) -> None:
+        """Take stages out of the manifest, so that they run again."""
+        kept = {name: entry for name, entry in self.manifest().items() if name not in set(names)}
+        if self.path.exists():
+            self.write_json("manifest", kept)
+
+    def rows(self) -> "RowStore":
+        """Open the row store."""
+        with _clear_disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            return RowStore(self.path / ROWS)
+
+
+class RowStore:
+    """Finished requests by the hash of their content. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.execute("CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+
+    def get(self, keys: Sequence[str]) -> dict[str, str]:
+        """Values of those keys that are there."""
+        found: dict[str, str] = {}
+        for start in range(0, len(keys), 500):
+            block = list(keys[start : start + 500])
+            marks = ",".join("?" * len(block))
+            found.update(self._connection.execute(f"SELECT key, value FROM rows WHERE key IN ({marks})", block))
+        return found
+
+    def put(self, rows: Mapping[str, str]) -> None:
+        """Add rows in one transaction: all of them are there afterwards, or none."""
+        with _clear_disk_errors(Path(ROWS)):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", rows.items())
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+
+    def __enter__(self) -> "RowStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+
+def content_hash(*parts: Any) -> str:
+    """SHA-256 of the canonical JSON of `parts` (sorted keys), hexadecimal."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def folder_hash(path: Path) -> str:
+    """SHA-256 over the weights and config files of a model folder (names and bytes)."""
+    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json") and not p.name.startswith("fit_"))
+    return content_hash([(p.name, file_hash(p)) for p in files])
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _digest(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+@lru_cache(maxsize=None)
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+@contextmanager
+def _clear_disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" not in str(error):
+            raise
+        raise ArtifactError("no space left on the disk of the run folder: free some and run again; it goes on") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ArtifactError(f"no space left on the disk of {path}: free some and run again; it goes on") from error
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
+        raise

@@ -1,0 +1,439 @@
+"""The forward passes under the transformers generator: batched sampling and exact scoring with a key-value cache.
+
+Three things save most of the work, and none changes a probability:
+
+- The tokens that all prompts of a batch start with (instruction, labels, options) are run once; their keys and values
+  are shown to every row.
+- Samples of one prompt that have drawn the same tokens so far are one row; it splits where they part.
+- The completions of a closed set are scored in one pass over prompt and trie: every trie node stands behind the prompt
+  in the same row, sees the prompt and its own ancestors alone, and has the position of its depth.
+
+Rows end at the same column (left padding), so what is asked of a row lies in its last columns. Models with sliding or
+linear attention layers run without the first and the third.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semievol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+MIN_SHARED_PREFIX = 16
+"""Tokens that all prompts of a batch have to start with before they are worth a pass of their own."""
+
+LOGITS_BYTES = 256 * 2**20
+"""Logits of one scoring pass at most; the trie of a large label set is cut to fit."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """One completion in the making: its token ids and their raw log-probabilities."""
+
+    uniforms: NDArray[np.float64]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trie:
+    """The completions of a closed set: their shared start as a chain, then the tokens in which they differ.
+
+    Node i holds token `tokens[i]` behind node `parents[i]`; -1 is the last prompt token. Parents come before children.
+    Tokens that end a completion are asked for and not fed, so they are no nodes.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    prefix: tuple[tuple[int, int], ...]
+    """(node, token) steps of the shared start: the token's log-probability is read off behind the node."""
+    paths: tuple[tuple[tuple[int, int], ...], ...]
+    """The steps of each completion after the shared start."""
+
+    @property
+    def depth(self) -> int:
+        """Tokens of the longest completion, shared start included."""
+        return len(self.prefix) + max(len(path) for path in self.paths)
+
+
+@dataclass(frozen=True, slots=True)
+class TrieRow:
+    """A part of a trie behind its prompt, as one row of a forward pass."""
+
+    prompt: Sequence[int]
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    nodes: tuple[int, ...]
+    """Number in the trie of each node of this row."""
+
+    @property
+    def length(self) -> int:
+        """Columns that the row takes."""
+        return len(self.prompt) + len(self.tokens)
+
+
+class SharedPrefix:
+    """Keys and values of tokens that many prompts start with; per layer (1, heads, tokens, d)."""
+
+    def __init__(self, ids: Sequence[int], cache: "Cache") -> None:
+        self.ids = list(ids)
+        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+
+    def expand(self, n_rows: int) -> "Cache":
+        """A new cache that shows the prefix to `n_rows` rows."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(self._layers):
+            cache.update(keys, values, index)
+            layer = cache.layers[index]
+            layer.keys, layer.values = layer.keys.expand(n_rows, -1, -1, -1), layer.values.expand(n_rows, -1, -1, -1)
+        return cache
+
+
+class CausalLm:
+    """A causal language model in eval mode, run on padded batches. Counts its forward passes."""
+
+    def __init__(self, model: "PreTrainedModel", *, pad_id: int, stop_ids: frozenset[int]) -> None:
+        accepted = inspect.signature(model.forward).parameters
+        self._model = model
+        self._pad_id = pad_id
+        self._stop_ids = stop_ids
+        self._takes_positions = "position_ids" in accepted
+        self._keeps_logits = "logits_to_keep" in accepted
+        self._attention = model.config._attn_implementation
+        self._full_attention = self._takes_positions and _has_full_attention(model)
+        self._prefix: SharedPrefix | None = None
+        self.forward_passes = 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary, over which log-probabilities are normalised."""
+        return int(self._model.get_output_embeddings().weight.shape[0])
+
+    def forget_prefix(self) -> None:
+        """Drop the shared prefix: a call must not depend on the ones before it, nor on another adapter's weights."""
+        self._prefix = None
+
+    @torch.inference_mode()
+    def sample(
+        self, prompts: Sequence[Sequence[int]], samples: Sequence[Sequence[Sample]], *, temperature: float, top_p: float
+    ) -> None:
+        """Fill `samples[i]`, the completions of `prompts[i]`; each ends with a stop token or with its uniforms.
+
+        Sample s draws its t-th token by inverse CDF from `s.uniforms[t]` over the vocabulary in the order of its ids.
+        """
+        prefix = self._shared_prefix(prompts)
+        ids, mask, positions = self._left_pad([p[len(prefix.ids) :] for p in prompts] if prefix else prompts, prefix)
+        logits, cache = self._forward(ids, mask, positions, prefix.expand(len(prompts)) if prefix else None, keep=1)
+        positions = positions[:, -1:]
+        rows = [list(group) for group in samples]
+        while True:
+            tokens = self._draw(logits[:, -1], rows, temperature, top_p)
+            parents, rows = self._split(rows, tokens)
+            if not rows:
+                return
+            if parents != list(range(len(mask))):
+                index = torch.tensor(parents, device=mask.device)
+                cache.reorder_cache(index)
+                mask, positions = mask[index], positions[index]
+            ids = torch.tensor([[row[0].tokens[-1]] for row in rows], device=mask.device)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            positions = positions + 1
+            logits, cache = self._forward(ids, mask, positions, cache, keep=1)
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[TrieRow], queries: Sequence[Sequence[tuple[int, int]]]) -> list[list[float]]:
+        """Log-probabilities of `queries[i]`: (place in `rows[i].tokens` or -1, next token) pairs."""
+        keep = 1 + max(len(row.tokens) for row in rows)
+        size = max(1, LOGITS_BYTES // (4 * self.vocab_size * keep))
+        found: list[list[float]] = []
+        for start in range(0, len(rows), size):
+            found += self._score(rows[start : start + size], queries[start : start + size])
+        return found
+
+    def _score(self, rows: Sequence[TrieRow], queries: Sequence[Sequence[tuple[int, int]]]) -> list[list[float]]:
+        prefix = self._shared_prefix([row.prompt for row in rows])
+        skip = len(prefix.ids) if prefix else 0
+        ids, mask, _ = self._left_pad([[*row.prompt[skip:], *row.tokens] for row in rows], prefix)
+        keep = 1 + max(len(row.tokens) for row in rows)
+        positions = torch.zeros_like(ids)
+        for at, row in enumerate(rows):
+            columns = _trie_positions(len(row.prompt), row.parents)[skip:]
+            positions[at, ids.shape[1] - len(columns) :] = torch.tensor(columns)
+        chained = all(row.parents == tuple(range(-1, len(row.parents) - 1)) for row in rows)
+        attention = mask if chained else self._trie_mask(rows, mask, skip)
+        cache = prefix.expand(len(rows)) if prefix else None
+        logits, _ = self._forward(ids, attention, positions, cache, keep=keep, use_cache=cache is not None)
+        return [
+            self._read(logits[at, keep - 1 - len(row.tokens) :], asked)
+            for at, (row, asked) in enumerate(zip(rows, queries, strict=True))
+        ]
+
+    def rows_of(self, prompt: Sequence[int], trie: Trie) -> list[TrieRow]:
+        """`trie` behind `prompt` in as few rows as the model and LOGITS_BYTES allow."""
+        max_nodes = LOGITS_BYTES // (4 * self.vocab_size) if self._full_attention else 0
+        return [
+            TrieRow(prompt, tuple(trie.tokens[n] for n in nodes), parents, nodes)
+            for nodes, parents in _cut_trie(trie, max_nodes)
+        ]
+
+    def _forward(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: "Cache | None", *, keep: int, use_cache: bool = True
+    ) -> "tuple[Tensor, Cache]":
+        """Logits of the last `keep` columns, (rows, keep, vocab), and the cache."""
+        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": use_cache}
+        if cache is not None:
+            arguments["past_key_values"] = cache
+        if self._takes_positions:
+            arguments["position_ids"] = positions
+        if self._keeps_logits:
+            arguments["logits_to_keep"] = keep
+        out = self._model(**arguments)
+        self.forward_passes += 1
+        state = getattr(out, "past_key_values", None)
+        if use_cache and state is None:
+            raise ConfigError(
+                f"model.path: {type(self._model).__name__} keeps no key-value cache, which is not supported"
+            )
+        return out.logits[:, -keep:], state
+
+    def _left_pad(
+        self, suffixes: Sequence[Sequence[int]], prefix: SharedPrefix | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids and positions (rows, columns) and the mask (rows, prefix + columns) of rows that end at one column."""
+        width = max(map(len, suffixes))
+        start = len(prefix.ids) if prefix else 0
+        ids = np.full((len(suffixes), width), self._pad_id, dtype=np.int64)
+        mask = np.zeros((len(suffixes), start + width), dtype=np.int64)
+        mask[:, :start] = 1
+        positions = np.zeros_like(ids)
+        for at, suffix in enumerate(suffixes):
+            ids[at, width - len(suffix) :] = suffix
+            mask[at, start + width - len(suffix) :] = 1
+            positions[at, width - len(suffix) :] = np.arange(start, start + len(suffix))
+        device = self._model.device
+        return (
+            torch.from_numpy(ids).to(device),
+            torch.from_numpy(mask).to(device),
+            torch.from_numpy(positions).to(device),
+        )
+
+    def _shared_prefix(self, prompts: Sequence[Sequence[int]]) -> SharedPrefix | None:
+        """The start that all `prompts` share, run through the model; at least one token of each is left for its row."""
+        if not self._full_attention or len(prompts) < 2:
+            return None
+        length = min(_common_length(prompts), min(map(len, prompts)) - 1)
+        last = self._prefix
+        if (
+            last is not None
+            and prompts[0][: len(last.ids)] == last.ids
+            and 0 <= length - len(last.ids) < MIN_SHARED_PREFIX
+        ):
+            return last
+        if length < MIN_SHARED_PREFIX:
+            return None
+        ids, mask, positions = self._left_pad([prompts[0][:length]], None)
+        _, cache = self._forward(ids, mask, positions, None, keep=1)
+        self._prefix = SharedPrefix(prompts[0][:length], cache)
+        return self._prefix
+
+    def _draw(self, logits: Tensor, rows: list[list[Sample]], temperature: float, top_p: float) -> list[list[int]]:
+        """The next token of every sample; notes its raw log-probability and whether it stops the sample."""
+        raw = logits.float()
+        width = max(map(len, rows))
+        if temperature == 0:
+            drawn = raw.argmax(dim=-1, keepdim=True).expand(-1, width)
+        else:
+            uniforms = np.zeros((len(rows), width))
+            for at, row in enumerate(rows):
+                uniforms[at, : len(row)] = [s.uniforms[len(s.tokens)] for s in row]
+            drawn = _inverse_cdf(raw, torch.from_numpy(uniforms).to(raw.device), temperature, top_p)
+        logprobs = (raw.gather(1, drawn) - raw.logsumexp(dim=-1, keepdim=True)).tolist()
+        tokens: list[list[int]] = drawn.tolist()
+        for row, row_tokens, row_logprobs in zip(rows, tokens, logprobs, strict=True):
+            for sample, token, logprob in zip(row, row_tokens, row_logprobs, strict=False):
+                sample.tokens.append(token)
+                sample.logprobs.append(logprob)
+                sample.stopped = token in self._stop_ids
+        return tokens
+
+    @staticmethod
+    def _split(rows: list[list[Sample]], tokens: list[list[int]]) -> tuple[list[int], list[list[Sample]]]:
+        """The rows that go on, one for each distinct next token, and the row that each comes from."""
+        parents: list[int] = []
+        going_on: list[list[Sample]] = []
+        for at, (row, row_tokens) in enumerate(zip(rows, tokens, strict=True)):
+            by_token: dict[int, list[Sample]] = {}
+            for sample, token in zip(row, row_tokens, strict=False):
+                if not sample.stopped and len(sample.tokens) < len(sample.uniforms):
+                    by_token.setdefault(token, []).append(sample)
+            parents += [at] * len(by_token)
+            going_on += by_token.values()
+        return parents, going_on
+
+    def _trie_mask(self, rows: Sequence[TrieRow], mask: Tensor, skip: int) -> Tensor:
+        """Who sees whom, (rows, 1, columns, prefix + columns): causal over the prompt, ancestors within the trie."""
+        width = mask.shape[1] - skip
+        visible = np.zeros((len(rows), width, skip + width), dtype=bool)
+        causal = np.tri(width, skip + width, skip, dtype=bool)
+        for at, row in enumerate(rows):
+            n_nodes = len(row.tokens)
+            first = skip + width - (len(row.prompt) - skip) - n_nodes
+            visible[at] = causal
+            visible[at, :, skip:first] = False
+            if n_nodes:
+                visible[at, width - n_nodes :, skip + width - n_nodes :] = _ancestors(row.parents)
+        # Padding columns see themselves: a row of a softmax without any entry is NaN.
+        visible[:, np.arange(width), skip + np.arange(width)] = True
+        seen = torch.from_numpy(visible).to(mask.device)[:, None]
+        if self._attention == "sdpa":
+            return seen
+        dtype = self._model.dtype
+        return torch.where(seen, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
+
+    @staticmethod
+    def _read(logits: Tensor, asked: Sequence[tuple[int, int]]) -> list[float]:
+        """Log-probabilities off `logits` (1 + nodes, vocab), of which row 0 stands behind the prompt."""
+        raw = logits.float()
+        index = torch.tensor(asked, device=raw.device)
+        at = index[:, 0] + 1
+        values: list[float] = (raw[at, index[:, 1]] - raw.logsumexp(dim=-1)[at]).tolist()
+        return values
+
+
+def draw_uniforms(seed: int, sample: int, count: int) -> NDArray[np.float64]:
+    """The noise of one sample: a function of (seed, sample) alone, through the counter-based generator Philox."""
+    key = int.from_bytes(hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=16).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+@lru_cache(maxsize=4096)
+def build_trie(completions: tuple[tuple[int, ...], ...]) -> Trie:
+    """The trie over `completions`, token ids that each end with a stop token.
+
+    The stop token counts only where one completion is the start of another. A single completion has no shared start.
+
+    Raises:
+        ValueError: If two of them have the same tokens.
+    """
+    bodies = [c[:-1] for c in completions]
+    if len(set(bodies)) < len(bodies):
+        raise ValueError("two completions have the same tokens")
+    scored = [c if _starts_another(b, bodies) else b for c, b in zip(completions, bodies, strict=True)]
+    shared = _common_length(scored) if len(scored) > 1 else 0
+    tokens: list[int] = []
+    parents: list[int] = []
+    children: dict[tuple[int, int], int] = {}
+    walks: list[tuple[tuple[int, int], ...]] = []
+    for ids in scored:
+        node, steps = -1, []
+        for depth, token in enumerate(ids):
+            steps.append((node, token))
+            if depth + 1 == len(ids):
+                break
+            if (node, token) not in children:
+                children[node, token] = len(tokens)
+                tokens.append(token)
+                parents.append(node)
+            node = children[node, token]
+        walks.append(tuple(steps))
+    return Trie(tuple(tokens), tuple(parents), walks[0][:shared], tuple(w[shared:] for w in walks))
+
+
+def _starts_another(body: Sequence[int], bodies: Sequence[Sequence[int]]) -> bool:
+    return any(len(other) > len(body) and other[: len(body)] == body for other in bodies)
+
+
+def _common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """Number of tokens that all `sequences` start with."""
+    low, high = min(sequences), max(sequences)  # what the extremes of the order share, all share
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+
+
+@lru_cache(maxsize=1024)
+def _cut_trie(trie: Trie, max_nodes: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """(nodes, their parents' places in the part) of parts of at most `max_nodes` nodes, or of one path."""
+    inner = set(trie.parents)
+    leaves = [n for n in range(len(trie.tokens)) if n not in inner]
+    parts: list[set[int]] = [set()]
+    for leaf in leaves:
+        path = set(_path(trie, leaf))
+        if parts[-1] and len(parts[-1] | path) > max_nodes:
+            parts.append(set())
+        parts[-1] |= path
+    cut = []
+    for part in parts:
+        nodes = tuple(sorted(part))
+        place = {n: i for i, n in enumerate(nodes)} | {-1: -1}
+        cut.append((nodes, tuple(place[trie.parents[n]] for n in nodes)))
+    return tuple(cut)
+
+
+def _path(trie: Trie, node: int) -> list[int]:
+    path = []
+    while node >= 0:
+        path.append(node)
+        node = trie.parents[node]
+    return path
+
+
+@lru_cache(maxsize=1024)
+def _ancestors(parents: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Entry (i, j): node j is node i or stands above it."""
+    above = np.eye(len(parents), dtype=bool)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            above[node] |= above[parent]
+    return above
+
+
+def _trie_positions(n_prompt: int, parents: Sequence[int]) -> list[int]:
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    return [*range(n_prompt), *(n_prompt + depth for depth in depths)]
+
+
+def _inverse_cdf(raw: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Token ids (rows, samples) at `uniforms` (rows, samples) of `raw`, tempered and cut to top_p."""
+    size = max(1, LOGITS_BYTES // (8 * raw.shape[1]))  # float64: an id is found to 1e-16 of its place
+    return torch.cat(
+        [
+            _inverse_cdf_block(raw[at : at + size], uniforms[at : at + size], temperature, top_p)
+            for at in range(0, len(raw), size)
+        ]
+    )
+
+
+def _inverse_cdf_block(raw: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+    weights = torch.softmax(raw.double() / temperature, dim=-1)
+    if top_p < 1:
+        ordered, order = weights.sort(dim=-1, descending=True, stable=True)
+        ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0
+        weights = torch.zeros_like(weights).scatter_(1, order, ordered)
+    cdf = weights.cumsum(dim=-1)
+    total = cdf[:, -1:].contiguous()
+    drawn = torch.searchsorted(cdf, uniforms * total, right=True)
+    return torch.minimum(drawn, torch.searchsorted(cdf, total))  # a product rounded up to the total is above all tokens
+
+
+def _has_full_attention(model: "PreTrainedModel") -> bool:
+    """Whether every layer attends to all tokens before it, through an attention that takes a mask of our own."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        return False
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)

@@ -1,0 +1,273 @@
+"""Backends without a model that keep the same contracts, for tests of everything above them. They never import torch.
+
+The truth of a row can be read off its question: the last `#X` mark of the final user turn ("where is my parcel? #B").
+Answers, scores and noise come from hashes, so they are the same on every machine.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from semievol.backends.base import FitReport, Progress, Usage
+from semievol.backends.embed import nearest
+from semievol.config import FakeEmbedderConfig, FakeGeneratorConfig, ModelConfig, TrainerConfig
+from semievol.errors import TrainingError
+from semievol.types import ChoiceRequest, ChoiceScores, Completion, Message, ModelRef, Request, Result, Sampling, SftRow
+
+MAX_LENGTH = 4096
+ROWS_PER_STEP = 8
+ADAPTER_FILE = "fake_adapter.json"
+
+_TRUTH = re.compile(r"#([^\s#.,;:?!]+)")
+_OPTION = re.compile(r"^([A-Z]{1,2})\. ", re.MULTILINE)
+_LABELS = re.compile(r"^Labels: (.+)$", re.MULTILINE)
+
+
+class FakeTokens:
+    """A token is a word; a turn costs two more."""
+
+    max_length = MAX_LENGTH
+
+    def __init__(self, config: FakeGeneratorConfig, model: ModelConfig) -> None:
+        self.max_length = model.max_length or MAX_LENGTH
+        self.fingerprint = hashlib.sha256(f"fake/{model.path}/{model.chat_template}".encode()).hexdigest()
+
+    def count_prompt(self, messages: Sequence[Message]) -> int:
+        """Words of all turns, two more a turn, and two for the start of the answer."""
+        return _count_prompt(messages)
+
+    def count_text(self, text: str) -> int:
+        """Words of `text`."""
+        return len(text.split())
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The turns under their roles, and the start of the answer."""
+        return _render(messages)
+
+
+class FakeGenerator:
+    """Right with the probability `config.accuracy`; better with an adapter and with demonstrations.
+
+    Whether it knows a row hangs on the row; above temperature 0 one sample in ten slips, by its seed.
+    """
+
+    exact_choice_scores = True
+
+    def __init__(self, config: FakeGeneratorConfig, model: ModelConfig) -> None:
+        self._accuracy = config.accuracy
+        self._max_length = model.max_length or MAX_LENGTH
+        self._usage = Usage()
+
+    @property
+    def usage(self) -> Usage:
+        """What has been spent since the generator was opened; no time and no memory."""
+        return self._usage
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
+        """Yield one Result a request, in the order given."""
+        for request in requests:
+            n_prompt = _count_prompt(request.messages)
+            if n_prompt > self._max_length - sampling.max_tokens:
+                reason = f"the prompt has {n_prompt} tokens, which do not fit into model.max_length {self._max_length}"
+                yield Result(request.id, error=reason, n_prompt_tokens=n_prompt)
+                continue
+            completions = tuple(self._complete(request, i, sampling) for i in range(sampling.n))
+            n_tokens = sum(len(c.token_logprobs) for c in completions)
+            self._count(n_prompt, n_tokens)
+            yield Result(request.id, completions, None, n_prompt, n_tokens)
+
+    def score_choices(self, requests: Iterable[ChoiceRequest]) -> Iterator[ChoiceScores]:
+        """Yield a distribution whose top is the answer that `generate` gives most often."""
+        for request in requests:
+            n_prompt = _count_prompt(request.messages)
+            self._count(n_prompt, 0)
+            yield self._score(request, n_prompt)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def _complete(self, request: Request, sample: int, sampling: Sampling) -> Completion:
+        question = request.messages[-1].content
+        options = _options(question)
+        truth = _truth(question)
+        slip = 0.0 if sampling.temperature == 0 else _uniform("slip", _render(request.messages), request.seed, sample)
+        skill = self._skill(request.messages, request.model)
+        right = truth is not None and slip < 0.9 and self._knows(question, skill)
+        noise = _uniform("noise", question, 0 if sampling.temperature == 0 else request.seed, sample)
+        answer = truth if right else _pick([o for o in options if o != truth] or options, noise)
+        words = f"Answer: {answer}".split()[: sampling.max_tokens]
+        nll = (0.05 if right else 0.4) * (0.5 + _uniform("nll", question, answer))
+        stopped = len(words) < sampling.max_tokens
+        n_tokens = len(words) + stopped
+        return Completion(" ".join(words), (round(-nll, 6),) * n_tokens, "raw", "stop" if stopped else "length")
+
+    def _score(self, request: ChoiceRequest, n_prompt: int) -> ChoiceScores:
+        question = request.messages[-1].content
+        truth = _truth(question)
+        right = [i for i, c in enumerate(request.completions) if truth is not None and c.split()[-1:] == [truth]]
+        if not right:
+            right = [i for i, c in enumerate(request.completions) if truth is not None and c.endswith(truth)]
+        skill = self._skill(request.messages, request.model)
+        knows = bool(right) and self._knows(question, skill)
+        others = [i for i in range(len(request.completions)) if i not in right]
+        noise = _uniform("noise", question, 0, 0)
+        top = right[0] if knows or not others else others[int(noise * len(others))]
+        sure = (0.7 if knows else 0.4) + 0.25 * _uniform("sure", question, request.model.adapter)
+        weights = [0.1 + _uniform("weight", question, c) for c in request.completions]
+        rest = math.fsum(w for i, w in enumerate(weights) if i != top) or 1.0
+        inside = 0.98
+        p = [inside * (sure if i == top else (1 - sure) * w / rest) for i, w in enumerate(weights)]
+        logprobs = tuple(round(math.log(x), 6) for x in p)
+        return ChoiceScores(request.id, logprobs, (1,) * len(p), round(math.log(0.95), 6), n_prompt)
+
+    def _skill(self, messages: Sequence[Message], model: ModelRef) -> float:
+        missing = 1 - self._accuracy
+        if model.adapter is not None:
+            missing *= 0.7
+        if messages[-1].content.count("\nAnswer: "):
+            missing *= 0.8
+        return 1 - missing
+
+    @staticmethod
+    def _knows(question: str, skill: float) -> bool:
+        """One draw a row, so a better model knows all that a worse one knows."""
+        return _uniform("knows", question.rpartition("Question: ")[2].partition("\n")[0]) < skill
+
+    def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
+        spent = self._usage
+        self._usage = Usage(
+            spent.prompt_tokens + prompt_tokens, spent.completion_tokens + completion_tokens, spent.forward_passes + 1
+        )
+
+
+class FakeRetriever:
+    """Cosine similarity of hashed bags of words."""
+
+    def __init__(self, config: FakeEmbedderConfig, model: ModelConfig) -> None:
+        self._dimension = config.dimension
+        self._ids: list[str] = []
+        self._rows: NDArray[np.float32] = np.zeros((0, config.dimension), dtype=np.float32)
+
+    def index(self, ids: Sequence[str], texts: Sequence[str]) -> None:
+        """Take the place of what was indexed before."""
+        self._ids, self._rows = list(ids), self.embed(texts)
+
+    def search(self, texts: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        """For each text up to k (id, similarity), most similar first, ties by id."""
+        return nearest(self.embed(texts), self._rows, self._ids, k)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Rows of length 1, shape (n, dimension); the row of a text without words is zero."""
+        rows = np.zeros((len(texts), self._dimension), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in re.findall(r"\w+", text.lower()):
+                row[_hash("word", word) % self._dimension] += 1
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        np.divide(rows, norms, out=rows, where=norms > 0)
+        return rows
+
+
+class FakeTrainer:
+    """Writes down what it saw as an adapter folder."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._model = model
+
+    def fit(
+        self,
+        model: ModelRef,
+        train: Sequence[SftRow],
+        output_dir: Path,
+        *,
+        config: TrainerConfig,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> FitReport:
+        """Write the adapter folder, whole or not at all; losses fall from 2 nats.
+
+        Raises:
+            TrainingError: If there is no row to train on.
+        """
+        if not train:
+            raise TrainingError(f"{output_dir.name}: there are no rows to train on")
+        n_steps = self.count_steps(len(train), config)
+        partial = output_dir.with_name(output_dir.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        seen = {
+            "base": model.base,
+            "init": model.adapter,
+            "seed": seed,
+            "steps": n_steps,
+            "rows": {r.id: r.completion for r in train},
+        }
+        (partial / ADAPTER_FILE).write_text(json.dumps(seen, indent=1, sort_keys=True), encoding="utf-8")
+        shutil.rmtree(output_dir, ignore_errors=True)
+        partial.replace(output_dir)
+        if progress is not None:
+            for _ in range(n_steps):
+                progress(1)
+        return FitReport(
+            model=ModelRef(model.base, str(output_dir)),
+            optimizer_steps=n_steps,
+            train_seconds=0.0,
+            n_rows=len(train),
+            n_tokens=sum(len(r.completion.split()) for r in train),
+            losses=tuple((step, round(2 / (1 + step), 6)) for step in range(1, n_steps + 1)),
+            rendered_example=f"{_render(train[0].messages)}⟦{train[0].completion}⟧",
+        )
+
+    def count_steps(self, n_rows: int, config: TrainerConfig) -> int:
+        """`max_steps`, or as many steps of eight rows as the epochs hold."""
+        if config.max_steps is not None:
+            return config.max_steps
+        return math.ceil(math.ceil(n_rows / ROWS_PER_STEP) * config.num_train_epochs)
+
+
+def _render(messages: Sequence[Message]) -> str:
+    return "".join(f"<{m.role}>\n{m.content}\n" for m in messages) + "<assistant>\n"
+
+
+def _count_prompt(messages: Sequence[Message]) -> int:
+    return sum(len(m.content.split()) + 2 for m in messages) + 2
+
+
+def _truth(question: str) -> str | None:
+    """The last `#X` mark before any proposed answers."""
+    marks = _TRUTH.findall(question.partition("\n\nProposed answers:")[0])
+    return marks[-1].replace("_", " ") if marks else None
+
+
+def _options(question: str) -> list[str]:
+    """Letters or labels that the prompt lists, in order and each once; four letters where it lists none."""
+    if listed := _LABELS.search(question):
+        return [label.strip() for label in listed[1].split(",")]
+    return list(dict.fromkeys(_OPTION.findall(question))) or list("ABCD")
+
+
+def _pick(options: Sequence[str], uniform: float) -> str:
+    return options[int(uniform * len(options))]
+
+
+def _hash(*parts: object) -> int:
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _uniform(*parts: object) -> float:
+    """A number in [0, 1) that hangs on `parts` alone."""
+    return _hash(*parts) / 2**64

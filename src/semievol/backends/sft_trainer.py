@@ -1,0 +1,361 @@
+"""The one training loop: TRL's SFTTrainer fed with token ids, with the model's own head for the loss.
+
+Apart from `trl` because importing TRL takes seconds that a plan or a finished stage need not pay.
+
+Two things differ from SFTTrainer as it comes. Rows are padded on the left, as generation pads them: all completions
+then end in the last column, and the vocabulary projection runs over those few columns alone. And the loss goes through
+the model's own forward unless TRL's fused head is shown to give the same log-probabilities: the fused head multiplies
+the last hidden states with the output embedding, which leaves out what some models (BERT's, for one) put in between.
+"""
+
+import inspect
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from semievol.backends.base import Progress
+from semievol.config import TrlTrainerConfig
+from semievol.errors import ConfigError, TrainingError
+
+IGNORED = -100
+"""Label of a token without loss."""
+
+FUSED_TOLERANCE = 0.02
+"""Most nats by which the fused head's mean log-probability may differ from the model's own; bf16 stays well below."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """Token ids of one row; those from `n_prompt` on carry the loss."""
+
+    id: str
+    input_ids: tuple[int, ...]
+    n_prompt: int
+
+
+@dataclass(frozen=True)
+class SftJob:
+    """All that one training needs, checked and opened."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequence[EncodedRow]
+    held_out: Sequence[EncodedRow]
+    config: TrlTrainerConfig
+    seed: int
+    device: torch.device
+    bf16: bool
+    partial_dir: Path
+    checkpoint: Path | None
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class SftOutcome:
+    """The trained model and what the loop counted, over all the processes that worked on it."""
+
+    model: PreTrainedModel
+    optimizer_steps: int
+    train_seconds: float
+    n_tokens: int
+    losses: tuple[tuple[int, float], ...]
+    held_out_loss: float | None
+
+
+def train_job(job: SftJob) -> SftOutcome:
+    """Run the job to its last step, from its checkpoint where it has one.
+
+    Raises:
+        ConfigError: If PEFT or TRL refuse the settings (target modules that are not there, for example).
+        TrainingError: On a loss or weight that is not finite, and on lack of memory.
+        KeyboardInterrupt: On Ctrl-C, after the step at hand is done and saved.
+    """
+    steps = _StepCallback(job.partial_dir, job.progress)
+    try:
+        trainer = CompletionTrainer(
+            model=job.model,
+            args=_training_arguments(job),
+            train_dataset=_dataset(job.train),
+            eval_dataset=_dataset(job.held_out) if job.held_out else None,
+            data_collator=LeftPadCollator(job.tokenizer.pad_token_id),
+            processing_class=job.tokenizer,
+            peft_config=_peft_config(job),
+            callbacks=[steps],
+        )
+    except ValueError as error:
+        raise ConfigError(f"trainer: {error}") from error
+    trainer.remove_callback(PrinterCallback)
+    try:
+        with _finish_step_on_interrupt(steps):
+            trainer.train(resume_from_checkpoint=None if job.checkpoint is None else str(job.checkpoint))
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of memory at batch size {job.config.per_device_train_batch_size}: lower "
+            "trainer.per_device_train_batch_size and raise trainer.gradient_accumulation_steps by the same factor, "
+            "set trainer.activation_checkpointing: true, or use trainer.method: qlora"
+        ) from error
+    if steps.interrupted:
+        raise KeyboardInterrupt
+    _check_weights(trainer.model, trainer.state.global_step)
+    history = trainer.state.log_history
+    held_out = [float(entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    return SftOutcome(
+        model=trainer.model,
+        optimizer_steps=trainer.state.global_step,
+        train_seconds=steps.seconds,
+        n_tokens=int(trainer.state.num_input_tokens_seen),
+        losses=tuple((int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry),
+        held_out_loss=held_out[-1] if held_out else None,
+    )
+
+
+class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no types
+    """SFTTrainer whose loss is the mean NLL of the completion tokens of the whole accumulated batch."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = True  # makes transformers count the tokens of all micro-batches for `_scale`
+        self._base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        # What TRL put over the forward hides the signature of the model.
+        self._accepted = frozenset(inspect.signature(type(self._base).forward).parameters)
+        self._use_fused: bool | None = None if self.args.device.type == "cuda" else False
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Mean NLL over the completion tokens. Raises TrainingError at once where it is not finite."""
+        if "position_ids" not in self._accepted:
+            inputs = {name: value for name, value in inputs.items() if name != "position_ids"}
+        if self._use_fused is None:
+            self._use_fused = self._fused_head_agrees(model, inputs)
+        if self._use_fused:
+            loss: torch.Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        else:
+            total, n_tokens = self._own_nll(model, inputs)
+            scale = n_tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+            loss = total / scale.clamp(min=1)
+        # Our check in the place of transformers' NaN filter, which would put the mean of earlier losses there.
+        if not torch.isfinite(loss.detach()):
+            raise TrainingError(
+                f"the loss is {loss.item()} at optimiser step {self.state.global_step + 1} (learning rate "
+                f"{self._get_learning_rate():.3g}): lower the learning rate, raise trainer.warmup_steps, "
+                "or set trainer.precision: fp32"
+            )
+        return loss
+
+    def _own_nll(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed NLL of the labelled tokens through the model's own head, and their number."""
+        labels = inputs["labels"]
+        has_loss = labels != IGNORED
+        first = int(has_loss.any(dim=0).to(torch.uint8).argmax())
+        n_keep = labels.shape[1] - first + 1  # the column before the first label predicts it
+        arguments: dict[str, Any] = {name: value for name, value in inputs.items() if name != "labels"}
+        arguments["use_cache"] = False
+        if "logits_to_keep" in self._accepted:
+            arguments["logits_to_keep"] = n_keep
+        logits = model(**arguments).logits[:, -n_keep:-1]
+        kept = has_loss[:, first:]
+        total = cross_entropy(logits[kept].float(), labels[:, first:][kept], reduction="sum")
+        return total, kept.sum()
+
+    @torch.no_grad()
+    def _fused_head_agrees(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> bool:
+        was_training = model.training
+        model.eval()
+        try:
+            with self.compute_loss_context_manager():
+                total, n_tokens = self._own_nll(model, inputs)
+                fused = model(**inputs, fused_lm_head=True, use_cache=False)
+        except (AttributeError, TypeError, NotImplementedError):
+            return False
+        finally:
+            model.train(was_training)
+        difference = (total + fused.log_probs.float().sum()) / n_tokens.clamp(min=1)
+        return bool(difference.abs() < FUSED_TOLERANCE)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none: the finished folder gets one of ours, and a checkpoint needs none."""
+
+    def _send_telemetry(self) -> None:
+        """Send nothing."""
+
+
+@dataclass
+class LeftPadCollator:
+    """Pads on the left; positions count real tokens only, so that padding changes no number."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Batch of shape (n, longest row)."""
+        width = max(len(row["input_ids"]) for row in rows)
+        input_ids = torch.full((len(rows), width), self.pad_token_id)
+        labels = torch.full((len(rows), width), IGNORED)
+        attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
+        position_ids = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            start = width - len(row["input_ids"])
+            input_ids[i, start:] = torch.tensor(row["input_ids"])
+            labels[i, start:] = torch.tensor(row["labels"])
+            attention_mask[i, start:] = 1
+            position_ids[i, start:] = torch.arange(width - start)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "labels": labels,
+        }
+
+
+class _StepCallback(TrainerCallback):  # type: ignore[misc]
+    """Reports steps, keeps the clock over restarts, and ends the training after a step when asked to."""
+
+    def __init__(self, partial_dir: Path, progress: Progress | None) -> None:
+        self.interrupted = False
+        self._clock = partial_dir / "seconds.json"
+        self._progress = progress
+        self._earlier_seconds = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Training time up to now, that of killed processes up to their last checkpoint included."""
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step and self._clock.exists():
+            self._earlier_seconds = float(json.loads(self._clock.read_text(encoding="utf-8")))
+        self._started = time.perf_counter()
+        if state.global_step and self._progress is not None:
+            self._progress(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # the finished folder is written right after
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+        if self._progress is not None:
+            self._progress(1)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        written = self._clock.with_suffix(".tmp")
+        written.write_text(json.dumps(self.seconds), encoding="utf-8")
+        written.replace(self._clock)
+
+
+@contextmanager
+def _finish_step_on_interrupt(steps: _StepCallback) -> Iterator[None]:
+    """Let the first Ctrl-C end the step at hand; a second one acts at once. Other handlers are left in place."""
+    default: Callable[[int, FrameType | None], Any] = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not default:
+        yield
+        return
+
+    def ask(_: int, __: FrameType | None) -> None:
+        steps.interrupted = True
+        signal.signal(signal.SIGINT, default)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, default)
+
+
+def _training_arguments(job: SftJob) -> SFTConfig:
+    config = job.config
+    known = {field.name for field in fields(SFTConfig)}
+    # The older name still works in newer versions, with a warning.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    arguments = SFTConfig(
+        output_dir=str(job.partial_dir),
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optim,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps or -1,
+        max_length=None,  # lengths are checked before; nothing is ever cut
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        use_cpu=job.device.type == "cpu",
+        bf16=job.bf16,
+        seed=job.seed,
+        data_seed=job.seed,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        report_to=list(config.report_to) or "none",
+        disable_tqdm=True,
+        log_level="error",
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=1,
+        eval_strategy="epoch" if job.held_out else "no",
+        prediction_loss_only=True,
+        dataloader_pin_memory=job.device.type == "cuda",
+        **{checkpointing: config.activation_checkpointing},
+    )
+    _pin_device(arguments, job.device)
+    return arguments
+
+
+def _pin_device(arguments: SFTConfig, device: torch.device) -> None:
+    """Train on the one device asked for: by itself transformers takes all visible GPUs and nn.DataParallel."""
+    if arguments.device.type != "cuda":
+        return
+    index = device.index or 0
+    torch.cuda.set_device(index)
+    arguments._n_gpu = 1
+    arguments.__dict__["_setup_devices"] = torch.device("cuda", index)  # a cached property
+
+
+def _peft_config(job: SftJob) -> LoraConfig | None:
+    if job.config.method == "full" or isinstance(job.model, PeftModel):
+        return None
+    modules = job.config.target_modules
+    return LoraConfig(
+        r=job.config.r,
+        lora_alpha=job.config.lora_alpha,
+        lora_dropout=job.config.lora_dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _dataset(rows: Sequence[EncodedRow]) -> Dataset:
+    labels = [[IGNORED] * row.n_prompt + list(row.input_ids[row.n_prompt :]) for row in rows]
+    return Dataset.from_dict({"input_ids": [list(row.input_ids) for row in rows], "labels": labels})
+
+
+def _check_weights(model: torch.nn.Module, step: int) -> None:
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not math.isfinite(float(weight.detach().abs().max())):
+            raise TrainingError(f"weight {name} is not finite after optimiser step {step}: lower the learning rate")

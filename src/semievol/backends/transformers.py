@@ -1,0 +1,365 @@
+"""Local generation with transformers: one base in memory, LoRA adapters switched on top, exact raw log-probabilities.
+
+Requests are taken in windows, grouped by model, sorted by length and cut into batches of `batch_tokens`, so the same
+requests in the same order make the same batches. A sample depends on its request's seed and its number alone.
+"""
+
+import contextlib
+import gc
+import itertools
+import logging
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from typing_extensions import Self
+
+from semievol.backends.base import Usage
+from semievol.backends.decoding import CausalLm, Sample, Trie, TrieRow, build_trie, draw_uniforms
+from semievol.backends.hf import (
+    add_adapter,
+    completion_ids,
+    encode,
+    open_model,
+    open_tokenizer,
+    quiet_loading,
+    render_prompt,
+    render_prompt_ids,
+    resolve_max_length,
+    stop_ids,
+    tokenizer_fingerprint,
+)
+from semievol.config import ModelConfig, TransformersGeneratorConfig
+from semievol.errors import DataError, GenerationError
+from semievol.types import ChoiceRequest, ChoiceScores, Completion, Message, ModelRef, Request, Result, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 4096
+"""Requests in memory at once."""
+
+AnyRequest = TypeVar("AnyRequest", Request, ChoiceRequest)
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class TransformersTokens:
+    """Counts and renders prompts with the model's tokenizer and chat template."""
+
+    def __init__(self, config: TransformersGeneratorConfig, model: ModelConfig) -> None:
+        self._tokenizer = open_tokenizer(model)
+        self.fingerprint = tokenizer_fingerprint(self._tokenizer)
+        self.max_length = resolve_max_length(model)
+
+    def count_prompt(self, messages: Sequence[Message]) -> int:
+        """Tokens of the rendered chat, the start of the assistant turn included."""
+        return len(render_prompt_ids(self._tokenizer, messages))
+
+    def count_text(self, text: str) -> int:
+        """Tokens of `text`, without special tokens."""
+        return len(encode(self._tokenizer, text))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt as the model sees it, special tokens and all."""
+        return render_prompt(self._tokenizer, messages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A tokenised request with its place in the call."""
+
+    request: Request
+    ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    request: ChoiceRequest
+    ids: list[int]
+    trie: Trie
+
+
+class _LoadedBase:
+    """A base in memory and the adapters that were put on it."""
+
+    def __init__(self, path: str, model: "PreTrainedModel", lm: CausalLm) -> None:
+        self.path = path
+        self.lm = lm
+        self._model = model
+        self._names: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def adapted(self, adapter: str | None) -> Iterator[None]:
+        """Within, the model is the base with `adapter` alone (None: the bare base)."""
+        if adapter is None:
+            with self._model.disable_adapter() if self._names else contextlib.nullcontext():
+                yield
+            return
+        if adapter not in self._names:
+            name = f"adapter-{len(self._names)}"
+            self._model = add_adapter(self._model, adapter, name=name).eval()
+            self._names[adapter] = name
+        self._model.set_adapter(self._names[adapter])
+        yield
+
+
+class TransformersGenerator:
+    """Answers prompts with a causal LM in this process. Leaving the context frees the device.
+
+    Raises:
+        ConfigError: If the model of the config cannot be opened or has no chat template.
+    """
+
+    exact_choice_scores = True
+
+    def __init__(self, config: TransformersGeneratorConfig, model: ModelConfig) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        quiet_loading()
+        self._config = model
+        self._tokenizer = open_tokenizer(model)
+        self._max_length = resolve_max_length(model)
+        self._batch_tokens = config.batch_tokens
+        self._usage = Usage()
+        self._endings: dict[tuple[str, tuple[int, ...], int], tuple[int, ...]] = {}
+        self._loaded = self._open(model.path)
+
+    @property
+    def usage(self) -> Usage:
+        """What has been spent since the generator was opened."""
+        return self._usage._replace(peak_memory_bytes=_peak_memory_bytes())
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
+        """Yield one Result a request as it is done, the longest prompts of a window first."""
+        longest = self._max_length - sampling.max_tokens
+        for group in _windows(requests):
+            prompts = [_Prompt(r, ids) for r, ids in zip(group, self._encode_prompts(group), strict=True)]
+            for prompt in prompts:
+                if len(prompt.ids) > longest:
+                    reason = (
+                        f"the prompt has {len(prompt.ids)} tokens, and only {longest} fit with max_tokens "
+                        f"{sampling.max_tokens} into model.max_length {self._max_length}"
+                    )
+                    yield Result(prompt.request.id, error=reason, n_prompt_tokens=len(prompt.ids))
+            fitting = [p for p in prompts if len(p.ids) <= longest]
+            yield from self._run(
+                fitting,
+                model=group[0].model,
+                cost=lambda p: (len(p.ids) + sampling.max_tokens) * sampling.n,
+                length=lambda p: len(p.ids),
+                work=lambda lm, batch: self._sample(lm, batch, sampling),
+                fail=_out_of_memory,
+            )
+
+    def score_choices(self, requests: Iterable[ChoiceRequest]) -> Iterator[ChoiceScores]:
+        """Yield the exact answer distribution of each request (see ChoiceScores).
+
+        Raises:
+            GenerationError: If prompt and completions are longer than the model can hold.
+            DataError: If two completions of a request have the same tokens.
+        """
+        for group in _windows(requests):
+            scored = [self._plan(r, ids) for r, ids in zip(group, self._encode_prompts(group), strict=True)]
+            yield from self._run(
+                scored,
+                model=group[0].model,
+                cost=lambda s: len(s.ids) + len(s.trie.tokens),
+                length=lambda s: len(s.ids) + len(s.trie.tokens),
+                work=self._score,
+                fail=_cannot_score,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _sample(self, lm: CausalLm, batch: Sequence[_Prompt], sampling: Sampling) -> list[Result]:
+        samples = [
+            [Sample(draw_uniforms(p.request.seed, i, sampling.max_tokens)) for i in range(sampling.n)] for p in batch
+        ]
+        lm.sample([p.ids for p in batch], samples, temperature=sampling.temperature, top_p=sampling.top_p)
+        return [self._result(prompt, own) for prompt, own in zip(batch, samples, strict=True)]
+
+    def _result(self, prompt: _Prompt, samples: Sequence[Sample]) -> Result:
+        completions = tuple(
+            Completion(
+                text=self._tokenizer.decode(s.tokens[:-1] if s.stopped else s.tokens, skip_special_tokens=True).strip(),
+                token_logprobs=tuple(round(x, 6) for x in s.logprobs),
+                logprob_kind="raw",
+                finish_reason="stop" if s.stopped else "length",
+            )
+            for s in samples
+        )
+        n_tokens = sum(len(s.tokens) for s in samples)
+        self._count(prompt_tokens=len(prompt.ids), completion_tokens=n_tokens)
+        return Result(prompt.request.id, completions, None, len(prompt.ids), n_tokens)
+
+    def _plan(self, request: ChoiceRequest, ids: list[int]) -> _Scored:
+        completions = tuple(self._ending(request, ids, text) for text in request.completions)
+        try:
+            trie = build_trie(completions)
+        except ValueError as error:
+            raise DataError(f"row {request.id}: {error} to this tokenizer: {request.completions}") from error
+        if len(ids) + trie.depth > self._max_length:
+            raise GenerationError(
+                f"row {request.id}: prompt and completions have {len(ids) + trie.depth} tokens, more than "
+                f"model.max_length {self._max_length}; shorten the row or show fewer demonstrations"
+            )
+        return _Scored(request, ids, trie)
+
+    def _ending(self, request: ChoiceRequest, ids: Sequence[int], completion: str) -> tuple[int, ...]:
+        """`completion_ids`, remembered: how a completion is cut depends on the end of the prompt alone."""
+        key = (completion, tuple(ids[-8:]), len(request.messages))
+        if key not in self._endings:
+            self._endings[key] = tuple(completion_ids(self._tokenizer, request.messages, completion))
+        return self._endings[key]
+
+    def _score(self, lm: CausalLm, batch: Sequence[_Scored]) -> list[ChoiceScores]:
+        rows: list[tuple[int, TrieRow]] = [(at, row) for at, s in enumerate(batch) for row in lm.rows_of(s.ids, s.trie)]
+        asked: list[list[tuple[int, int]]] = []
+        for at, row in rows:
+            place = {n: i for i, n in enumerate(row.nodes)} | {-1: -1}
+            steps = dict.fromkeys(itertools.chain(batch[at].trie.prefix, *batch[at].trie.paths))
+            asked.append([(place[node], token) for node, token in steps if node in place])
+        found: list[dict[tuple[int, int], float]] = [{} for _ in batch]
+        for (at, row), queries, values in zip(rows, asked, lm.score([r for _, r in rows], asked), strict=True):
+            numbers = (*row.nodes, -1)
+            found[at] |= {(numbers[place], token): x for (place, token), x in zip(queries, values, strict=True)}
+        return [self._scores(s, logprobs) for s, logprobs in zip(batch, found, strict=True)]
+
+    def _scores(self, scored: _Scored, logprobs: dict[tuple[int, int], float]) -> ChoiceScores:
+        trie = scored.trie
+        self._count(prompt_tokens=len(scored.ids), completion_tokens=0)
+        return ChoiceScores(
+            id=scored.request.id,
+            logprobs=tuple(round(sum(logprobs[step] for step in path), 6) for path in trie.paths),
+            n_tokens=tuple(len(path) for path in trie.paths),
+            prefix_logprob=round(sum(logprobs[step] for step in trie.prefix), 6),
+            n_prompt_tokens=len(scored.ids),
+        )
+
+    def _encode_prompts(self, requests: Sequence[Request] | Sequence[ChoiceRequest]) -> list[list[int]]:
+        texts = [render_prompt(self._tokenizer, r.messages) for r in requests]
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _run(
+        self,
+        items: Sequence[Item],
+        *,
+        model: ModelRef,
+        cost: Callable[[Item], int],
+        length: Callable[[Item], int],
+        work: Callable[[CausalLm, Sequence[Item]], list[Answer]],
+        fail: Callable[[Item], Answer],
+    ) -> Iterator[Answer]:
+        """Put `items` through `work` in batches; a batch that does not fit into memory is halved, the budget too."""
+        waiting = deque(sorted(items, key=length, reverse=True))
+        self._loaded.lm.forget_prefix()
+        while waiting:
+            batch = self._take(waiting, cost)
+            try:
+                with self._using(model) as lm:
+                    answers = work(lm, batch)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                answers = None
+            if answers is not None:
+                yield from answers
+                continue
+            _free_memory()
+            if len(batch) == 1:
+                yield fail(batch[0])
+                continue
+            self._batch_tokens = max(1, cost(batch[0]) * len(batch) // 2)
+            logger.warning("out of memory at %d rows: batches are now %d tokens", len(batch), self._batch_tokens)
+            waiting.extendleft(reversed(batch))
+
+    def _take(self, waiting: deque[Item], cost: Callable[[Item], int]) -> list[Item]:
+        """The next batch, at least one item: as many as the first, longest one leaves room for."""
+        room = max(1, self._batch_tokens // max(1, cost(waiting[0])))
+        return [waiting.popleft() for _ in range(min(room, len(waiting)))]
+
+    @contextlib.contextmanager
+    def _using(self, ref: ModelRef) -> Iterator[CausalLm]:
+        """The model of `ref`, its adapter on and every other off, on the clock. One base is open at a time."""
+        if ref.base != self._loaded.path:
+            self._close()
+            self._loaded = self._open(ref.base)
+        started, passes = time.perf_counter(), self._loaded.lm.forward_passes
+        with self._loaded.adapted(ref.adapter):
+            try:
+                yield self._loaded.lm
+            finally:
+                self._usage = self._usage._replace(
+                    forward_passes=self._usage.forward_passes + self._loaded.lm.forward_passes - passes,
+                    model_seconds=self._usage.model_seconds + time.perf_counter() - started,
+                )
+
+    def _open(self, base: str) -> "_LoadedBase":
+        opened = open_model(self._config, ModelRef(base))
+        lm = CausalLm(opened, pad_id=self._tokenizer.pad_token_id, stop_ids=stop_ids(self._tokenizer, opened))
+        return _LoadedBase(base, opened, lm)
+
+    def _close(self) -> None:
+        del self._loaded
+        _free_memory()
+
+    def _count(self, *, prompt_tokens: int, completion_tokens: int) -> None:
+        self._usage = self._usage._replace(
+            prompt_tokens=self._usage.prompt_tokens + prompt_tokens,
+            completion_tokens=self._usage.completion_tokens + completion_tokens,
+        )
+
+
+def _windows(requests: Iterable[AnyRequest]) -> Iterator[list[AnyRequest]]:
+    """Groups of requests to one model, out of WINDOW requests at a time, in the order of their first request."""
+    source = iter(requests)
+    while window := list(itertools.islice(source, WINDOW)):
+        groups: dict[ModelRef, list[AnyRequest]] = {}
+        for request in window:
+            groups.setdefault(request.model, []).append(request)
+        yield from groups.values()
+
+
+def _out_of_memory(prompt: _Prompt) -> Result:
+    reason = f"out of memory with this prompt of {len(prompt.ids)} tokens alone in a batch"
+    return Result(prompt.request.id, error=reason, n_prompt_tokens=len(prompt.ids))
+
+
+def _cannot_score(scored: _Scored) -> ChoiceScores:
+    raise GenerationError(
+        f"row {scored.request.id}: out of memory with this prompt of {len(scored.ids)} tokens alone in a batch; "
+        "use a smaller model or model.dtype bfloat16"
+    )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _peak_memory_bytes() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,0 +1,439 @@
+"""Fine-tunes with TRL and PEFT: checks the rows, resumes from what a killed process left, saves whole or not at all.
+
+Folders of one training:
+
+    <output_dir>.partial/   request.sha256, checkpoint-<step>/, and at the very end final/
+    <output_dir>/           final/ renamed: weights (safetensors), tokenizer, chat template, README.md, fit_report.json
+
+Each training has a fingerprint over everything that its weights depend on. A partial folder of another fingerprint is
+thrown away, a finished folder of the same one is taken as it is.
+"""
+
+import gc
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+import resource
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from semievol.backends import hf
+from semievol.backends.base import FitReport, Progress, require
+from semievol.config import ModelConfig, TrainerConfig, TrlTrainerConfig
+from semievol.errors import ArtifactError, ConfigError, TrainingError
+from semievol.types import ModelRef, SftRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from semievol.backends.sft_trainer import EncodedRow, SftOutcome
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "fit_report.json"
+REQUEST_FILE = "request.sha256"
+WITHOUT_EFFECT = {"save_steps", "logging_steps", "report_to"}
+"""Settings that change no weight, so a training may go on under other values."""
+
+_NOISY = ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
+
+
+class TrlTrainer:
+    """LoRA, QLoRA or full fine-tuning of one model on one device."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._model_config = model
+
+    def count_steps(self, n_rows: int, config: TrainerConfig) -> int:
+        """Optimiser steps that `fit` takes over `n_rows` rows."""
+        settings = _own_section(config)
+        if n_rows == 0:
+            return 0
+        if settings.max_steps is not None:
+            return settings.max_steps
+        n_train = n_rows - _count_held_out(n_rows, settings.eval_fraction)
+        n_batches = math.ceil(n_train / settings.per_device_train_batch_size)
+        steps_per_epoch = math.ceil(n_batches / settings.gradient_accumulation_steps)
+        return math.ceil(settings.num_train_epochs * steps_per_epoch)
+
+    def fit(
+        self,
+        model: ModelRef,
+        train: Sequence[SftRow],
+        output_dir: Path,
+        *,
+        config: TrainerConfig,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> FitReport:
+        """Train `model` on the completions of `train` and save to `output_dir` (see `base.Trainer`).
+
+        On a CPU with a set number of threads the same call gives the same bytes, killed on the way or not.
+
+        Raises:
+            ConfigError: If the settings do not fit together or to this machine.
+            TrainingError: On rows that are too long or do not end with a stop token, a loss that is not finite, or
+                lack of memory.
+            ArtifactError: If `output_dir` holds something that no training of ours wrote.
+        """
+        settings = _own_section(config)
+        device = hf.resolve_device(self._model_config)
+        _check_method(model, settings, device)
+        with _quiet():
+            tokenizer = hf.open_tokenizer(self._model_config)
+            fingerprint = self._fingerprint(model, train, settings, seed, hf.tokenizer_fingerprint(tokenizer))
+            finished = _read_finished(output_dir, fingerprint)
+            if finished is not None:
+                if progress is not None:
+                    progress(finished.optimizer_steps)
+                return finished
+            rows = self._encode(tokenizer, train, settings)
+            _remove_finished(output_dir)
+            partial_dir, checkpoint = _open_partial(output_dir, fingerprint)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            opened = self._open_model(model, settings, device)
+            _check_stop_tokens(rows, hf.stop_ids(tokenizer, opened), tokenizer)
+            example = _render_example(tokenizer, rows[0])
+            logger.info("training on %d rows; the part in ⟦⟧ carries the loss:\n%s", len(rows), example)
+            outcome = _train(opened, tokenizer, rows, settings, seed, device, partial_dir, checkpoint, progress)
+            result = ModelRef(str(output_dir)) if settings.method == "full" else ModelRef(model.base, str(output_dir))
+            report = _report(outcome, result, n_rows=len(rows), example=example, device=device)
+            _save(outcome, tokenizer, partial_dir, output_dir, report=report, fingerprint=fingerprint)
+        del opened, outcome
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return report
+
+    def _encode(
+        self, tokenizer: "PreTrainedTokenizerBase", train: Sequence[SftRow], config: TrlTrainerConfig
+    ) -> list["EncodedRow"]:
+        """Token ids of all rows, made by the functions that make the prompts of inference."""
+        from semievol.backends.sft_trainer import EncodedRow
+
+        if not train:
+            raise TrainingError("there are no training rows")
+        rows = []
+        for row in train:
+            prompt = hf.render_prompt_ids(tokenizer, row.messages)
+            completion = hf.completion_ids(tokenizer, row.messages, row.completion)
+            rows.append(EncodedRow(row.id, (*prompt, *completion), len(prompt)))
+        model_length = hf.resolve_max_length(self._model_config)
+        _check_lengths(rows, config.max_length, model_length)
+        bare = [row.id for row in rows if row.n_prompt == len(row.input_ids)]
+        if bare:
+            raise TrainingError(f"no token carries loss in {_name_some(bare)}: the completion is empty")
+        return rows
+
+    def _open_model(self, model: ModelRef, config: TrlTrainerConfig, device: torch.device) -> "PreTrainedModel":
+        from transformers import BitsAndBytesConfig
+
+        quantization = None
+        if config.method == "qlora":
+            require("bitsandbytes", extra="qlora")
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16 if _use_bf16(config, device) else torch.float16,
+            )
+        # Frozen weights may stand in bf16; weights that are trained stay in fp32 under autocast, as small updates
+        # are lost in bf16.
+        frozen_bf16 = device.type == "cuda" and _use_bf16(config, device) and config.method != "full"
+        dtype = torch.bfloat16 if frozen_bf16 else torch.float32
+        return hf.open_model(self._model_config, model, trainable=True, dtype=dtype, quantization_config=quantization)
+
+    def _fingerprint(
+        self, model: ModelRef, train: Sequence[SftRow], config: TrlTrainerConfig, seed: int, tokenizer: str
+    ) -> str:
+        """SHA-256 over all that the trained weights depend on."""
+        digest = hashlib.sha256()
+        head = {
+            "config": config.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+            "model": self._model_config.model_dump(mode="json"),
+            "base": [model.base, _folder_digest(model.base)],
+            "adapter": None if model.adapter is None else _folder_digest(model.adapter),
+            "seed": seed,
+            "tokenizer": tokenizer,
+            "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+        }
+        digest.update(json.dumps(head, sort_keys=True).encode())
+        for row in train:
+            turns = [[turn.role, turn.content] for turn in row.messages]
+            digest.update(json.dumps([row.id, turns, row.completion]).encode())
+        return digest.hexdigest()
+
+
+def _train(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence["EncodedRow"],
+    config: TrlTrainerConfig,
+    seed: int,
+    device: torch.device,
+    partial_dir: Path,
+    checkpoint: Path | None,
+    progress: Progress | None,
+) -> "SftOutcome":
+    from semievol.backends.sft_trainer import SftJob, train_job
+
+    train, held_out = _hold_out(rows, config.eval_fraction, seed)
+    if checkpoint is not None:
+        logger.info("going on from %s", checkpoint)
+    with _deterministic(device):
+        return train_job(
+            SftJob(
+                model=model,
+                tokenizer=tokenizer,
+                train=train,
+                held_out=held_out,
+                config=config,
+                seed=seed % 2**32,  # numpy takes no more
+                device=device,
+                bf16=_use_bf16(config, device),
+                partial_dir=partial_dir,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+        )
+
+
+def _own_section(config: TrainerConfig) -> TrlTrainerConfig:
+    if not isinstance(config, TrlTrainerConfig):
+        raise ConfigError(f"trainer.type: the TRL trainer got a section of type {config.type}")
+    return config
+
+
+def _check_method(model: ModelRef, config: TrlTrainerConfig, device: torch.device) -> None:
+    if config.method == "qlora" and device.type != "cuda":
+        raise ConfigError(f"trainer.method: qlora needs a CUDA GPU, but the device is {device}; use lora")
+    if config.method == "full" and model.adapter is not None:
+        raise ConfigError(
+            f"trainer.method: full trains plain weights, but the model carries the adapter {model.adapter}; use lora"
+        )
+
+
+def _use_bf16(config: TrlTrainerConfig, device: torch.device) -> bool:
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.precision == "bf16"
+
+
+def _check_lengths(rows: Sequence["EncodedRow"], max_length: int, model_length: int) -> None:
+    limit = min(max_length, model_length)
+    over = sorted((row for row in rows if len(row.input_ids) > limit), key=lambda row: -len(row.input_ids))
+    if not over:
+        return
+    longest = len(over[0].input_ids)
+    if longest <= model_length:
+        remedy = f"raise trainer.max_length to {longest}"
+    else:
+        remedy = f"the model takes {model_length} tokens (model.max_length): shorten or leave out these rows"
+    named = _name_some([f"{row.id} ({len(row.input_ids)} tokens)" for row in over])
+    raise TrainingError(f"{len(over)} of {len(rows)} training rows are longer than {limit} tokens: {named}; {remedy}")
+
+
+def _check_stop_tokens(
+    rows: Sequence["EncodedRow"], stops: frozenset[int], tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    unstopped = [row for row in rows if row.input_ids[-1] not in stops]
+    if unstopped:
+        last = tokenizer.decode([unstopped[0].input_ids[-1]])
+        raise TrainingError(
+            f"the model would not learn to stop: the completion of {_name_some([row.id for row in unstopped])} ends "
+            f"with {last!r}, where generation goes on; let model.chat_template put the end-of-turn token "
+            f"({tokenizer.eos_token!r}) after an assistant turn"
+        )
+
+
+def _name_some(names: Sequence[str], most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _render_example(tokenizer: "PreTrainedTokenizerBase", row: "EncodedRow") -> str:
+    prompt, completion = list(row.input_ids[: row.n_prompt]), list(row.input_ids[row.n_prompt :])
+    return f"{tokenizer.decode(prompt)}⟦{tokenizer.decode(completion)}⟧"
+
+
+def _count_held_out(n_rows: int, eval_fraction: float) -> int:
+    """Rows held out: the share, at least one where it is above 0, and never all."""
+    if eval_fraction == 0:
+        return 0
+    return min(max(1, round(n_rows * eval_fraction)), n_rows - 1)
+
+
+def _hold_out(
+    rows: Sequence["EncodedRow"], eval_fraction: float, seed: int
+) -> tuple[list["EncodedRow"], list["EncodedRow"]]:
+    """Training rows and a random share of the rows that is only looked at."""
+    n_held_out = _count_held_out(len(rows), eval_fraction)
+    chosen = set(random.Random(f"{seed}/held-out").sample(range(len(rows)), n_held_out))
+    return [row for i, row in enumerate(rows) if i not in chosen], [rows[i] for i in sorted(chosen)]
+
+
+def _folder_digest(path: str) -> str | None:
+    """Digest of names, sizes and small files of a local folder, adapters included; None for a hub id.
+
+    The weights of a base are told by their size and by the small files beside them: hashing gigabytes takes minutes.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(item for item in folder.iterdir() if item.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        if size < 1_000_000 or file.name.startswith("adapter_model"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _partial_dir(output_dir: Path) -> Path:
+    return output_dir.with_name(output_dir.name + ".partial")
+
+
+def _open_partial(output_dir: Path, fingerprint: str) -> tuple[Path, Path | None]:
+    """The working folder, emptied where it belongs to another request, and its newest whole checkpoint."""
+    partial_dir = _partial_dir(output_dir)
+    request = partial_dir / REQUEST_FILE
+    if partial_dir.exists() and not (request.exists() and request.read_text(encoding="utf-8") == fingerprint):
+        logger.info("%s belongs to another training; starting over", partial_dir)
+        shutil.rmtree(partial_dir)
+    partial_dir.mkdir(parents=True, exist_ok=True)
+    request.write_text(fingerprint, encoding="utf-8")
+    return partial_dir, _newest_checkpoint(partial_dir)
+
+
+def _newest_checkpoint(partial_dir: Path) -> Path | None:
+    """Newest checkpoint that was written to its end; others are removed.
+
+    transformers writes `trainer_state.json` last, so a checkpoint in which it can be read is whole.
+    """
+    whole: list[tuple[int, Path]] = []
+    for folder in partial_dir.glob("checkpoint-*"):
+        try:
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            whole.append((int(state["global_step"]), folder))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(folder)
+    return max(whole)[1] if whole else None
+
+
+def _read_finished(output_dir: Path, fingerprint: str) -> FitReport | None:
+    try:
+        record = json.loads((output_dir / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if record.get("fingerprint") != fingerprint:
+        return None
+    shutil.rmtree(_partial_dir(output_dir), ignore_errors=True)
+    saved: dict[str, Any] = record["report"]
+    full = saved["model"]["adapter"] is None
+    # The folder may have been moved together with its run.
+    model = ModelRef(str(output_dir)) if full else ModelRef(saved["model"]["base"], str(output_dir))
+    losses = tuple((int(step), float(loss)) for step, loss in saved["losses"])
+    return FitReport(**{**saved, "model": model, "losses": losses})
+
+
+def _remove_finished(output_dir: Path) -> None:
+    if not output_dir.exists():
+        return
+    if any(output_dir.iterdir()) and not (output_dir / REPORT_FILE).exists():
+        raise ArtifactError(f"{output_dir} exists and holds no training of ours: remove it or choose another folder")
+    shutil.rmtree(output_dir)
+
+
+def _report(outcome: "SftOutcome", model: ModelRef, *, n_rows: int, example: str, device: torch.device) -> FitReport:
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if outcome.held_out_loss is not None:
+        logger.info("loss on the held-out rows: %.4f nats per token", outcome.held_out_loss)
+    return FitReport(
+        model=model,
+        optimizer_steps=outcome.optimizer_steps,
+        train_seconds=outcome.train_seconds,
+        n_rows=n_rows,
+        n_tokens=outcome.n_tokens,
+        losses=outcome.losses,
+        rendered_example=example,
+        peak_memory_bytes=peak,
+    )
+
+
+def _save(
+    outcome: "SftOutcome",
+    tokenizer: "PreTrainedTokenizerBase",
+    partial_dir: Path,
+    output_dir: Path,
+    *,
+    report: FitReport,
+    fingerprint: str,
+) -> None:
+    """Write everything to a folder beside and rename it, so that `output_dir` is whole or absent."""
+    final = partial_dir / "final"
+    shutil.rmtree(final, ignore_errors=True)
+    outcome.model.save_pretrained(final)
+    tokenizer.save_pretrained(final)
+    base, kind = report.model.base, "LoRA adapter" if report.model.adapter else "Fine-tuned model"
+    (final / "README.md").write_text(
+        f"# {kind}\n\nTrained by semievol: {report.optimizer_steps} optimiser steps on {report.n_rows} rows"
+        + (f", on top of `{base}`.\n" if report.model.adapter else ".\n"),
+        encoding="utf-8",
+    )
+    record = {
+        "fingerprint": fingerprint,
+        "held_out_loss": outcome.held_out_loss,
+        "report": {**report._asdict(), "model": {"base": base, "adapter": report.model.adapter}},
+    }
+    (final / REPORT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    final.replace(output_dir)
+    shutil.rmtree(partial_dir)
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Ask for deterministic kernels on a GPU; those of the CPU are. Ops that have none only warn."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' notices, bars and future warnings out of the run's output; errors come through."""
+    hf.quiet_loading()
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

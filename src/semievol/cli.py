@@ -1,0 +1,273 @@
+"""The command line: parse, call, exit code. 0 done, 1 the work failed, 2 the user's to change."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from semievol import __version__
+from semievol.errors import SemiEvolError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Semi-supervised fine-tuning: few labelled rows, many unlabelled ones, one measured result.\n\n"
+    "Start with `semievol demo`, then `semievol init my.csv -o config.yaml`, `semievol check config.yaml`, "
+    "`semievol run config.yaml`.",
+)
+
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on Python 3.10
+    typer.Argument(metavar="[KEY=VALUE]...", help="Override config keys, for example `select.keep_fraction=0.3`."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    sys.exit(run_app(sys.argv[1:]))
+
+
+def run_app(arguments: list[str]) -> int:
+    """Run one command; returns its exit code. Deliberate errors are one message, never a traceback."""
+    try:
+        code = app(args=arguments, prog_name="semievol", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SemiEvolError as error:
+        _say_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say_error("interrupted")
+        return 130
+    except typer.Exit as error:
+        return error.exit_code
+    except typer.Abort:
+        return 1
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the parser
+            _say_error(error.format_message())
+            return 2
+        raise
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    task: Annotated[str, typer.Option(help="`tickets` (synthetic) or `docstrings` (real text).")] = "tickets",
+    seed: Annotated[int, typer.Option(help="Seed of the rows, of sampling and of training.")] = 0,
+    output_dir: Annotated[
+        Optional[Path], typer.Option("--output-dir", "-o", help="Run folder [default: runs/demo-TASK-seed-SEED].")  # noqa: UP045
+    ] = None,
+    overrides: Overrides = None,
+    json_output: Json = False,
+) -> None:
+    """Run the whole method on an embedded task with the embedded model.
+
+    Example: `semievol demo --seed 1`
+    """
+    from semievol.demo.running import prepare_demo
+
+    config = prepare_demo(task, seed=seed, output_dir=output_dir, overrides=overrides or [])
+    _run(config, again=f"semievol demo --task {task} --seed {seed}", json_output=json_output)
+
+
+@app.command()
+def init(
+    files: Annotated[list[Path], typer.Argument(help="One table to be split, or labelled, unlabelled and test tables.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Config to write.")] = Path("config.yaml"),
+    model: Annotated[Optional[str], typer.Option(help="Base model: hub id or folder.")] = None,  # noqa: UP045
+    force: Annotated[bool, typer.Option(help="Overwrite an existing config.")] = False,
+) -> None:
+    """Look at data files and write a commented config for them.
+
+    Example: `semievol init labeled.csv unlabeled.csv test.csv -o config.yaml`
+    """
+    from semievol.errors import ConfigError
+    from semievol.proposing import propose_config
+
+    if output.exists() and not force:
+        raise ConfigError(f"{output} exists; add --force to overwrite it")
+    output.write_text(propose_config(files, model=model), encoding="utf-8")
+    typer.echo(f"wrote {output}\nnext: semievol check {output}")
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Argument(help="Config file.")],
+    overrides: Overrides = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time a few real steps to estimate the whole run.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Find what would fail later, and show what a run will do, without running it.
+
+    Example: `semievol check config.yaml --measure`
+    """
+    from rich.console import Console
+
+    from semievol.checking import check_run
+    from semievol.config import load_config
+
+    found = check_run(load_config(config, overrides or []), measure=measure)
+    if json_output:
+        _print_json(found.to_json())
+    else:
+        Console().print(found.render())
+    if found.faults:
+        raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="Config file.")],
+    overrides: Overrides = None,
+    from_stage: Annotated[
+        Optional[str], typer.Option("--from", help="Run this stage and all after it again, such as `select`.")  # noqa: UP045
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Run the method; run it again to go on after an interruption.
+
+    Example: `semievol run config.yaml seed=1 output_dir=runs/seed-1`
+    """
+    from semievol.config import load_config
+
+    again = " ".join(["semievol run", str(config), *(overrides or [])])
+    _run(load_config(config, overrides or []), again=again, from_stage=from_stage, json_output=json_output)
+
+
+@app.command()
+def status(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    json_output: Json = False,
+) -> None:
+    """Show which stages of a run are done, and what they found.
+
+    Example: `semievol status runs/demo-tickets-seed-0`
+    """
+    from semievol.summary import render_status, status_of
+
+    found = status_of(run_path)
+    if json_output:
+        _print_json(found)
+    else:
+        _print(render_status(found))
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run folder, model folder or hub id.")],
+    test: Annotated[str, typer.Option("--test", help="Table with targets.")],
+    config: Annotated[
+        Optional[Path], typer.Option("--config", help="Config that describes the task, for a MODEL.")  # noqa: UP045
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Measure a run's model, or any model, on a table with targets.
+
+    Example: `semievol evaluate runs/mine --test new.csv`
+    """
+    from semievol.predicting import evaluate_file
+    from semievol.progress import ConsoleReporter
+
+    with ConsoleReporter() as reporter:
+        summary = evaluate_file(target, test, config=config, reporter=reporter)
+    if json_output:
+        _print_json(summary.to_json())
+    else:
+        _print(summary.render())
+
+
+@app.command()
+def predict(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    input_path: Annotated[str, typer.Argument(metavar="INPUT", help="Table of new rows; no targets needed.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV, JSONL or Parquet file to write.")],
+    abstain_below: Annotated[
+        Optional[float], typer.Option("--abstain-below", min=0.0, max=1.0, help="Leave answers under this confidence empty.")  # noqa: UP045
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Answer new rows with the final model of a run.
+
+    Example: `semievol predict runs/mine new.csv -o answered.csv --abstain-below 0.8`
+    """
+    from semievol.predicting import predict_file
+    from semievol.progress import ConsoleReporter
+
+    with ConsoleReporter() as reporter:
+        summary = predict_file(run_path, input_path, output, abstain_below=abstain_below, reporter=reporter)
+    if json_output:
+        _print_json(summary.to_json())
+    else:
+        _print(summary.render())
+
+
+@app.command()
+def export(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the base.")] = False,
+) -> None:
+    """Write the final model as an ordinary folder, with a model card of measured results.
+
+    Example: `semievol export runs/mine --merge -o model/`
+    """
+    from semievol.exporting import export_model
+
+    typer.echo(f"wrote {export_model(run_path, output, merge=merge)}")
+
+
+def _run(config: Any, *, again: str, from_stage: str | None = None, json_output: bool) -> None:
+    from semievol import pipeline
+    from semievol.progress import ConsoleReporter
+    from semievol.summary import render_results
+
+    with ConsoleReporter() as reporter, _resumable(again):
+        run_dir = pipeline.run(config, reporter=reporter, from_stage=from_stage)
+    results = run_dir.read_json("results")
+    if json_output:
+        _print_json(results)
+    else:
+        _print(render_results(results, run_dir.path))
+
+
+@contextmanager
+def _resumable(again: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_error(f"stopped; what is done is kept. Go on with: {again}")
+        raise typer.Exit(130) from None
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(renderable)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _say_error(text: str) -> None:
+    typer.echo(f"semievol: {text}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Prepare an embedded task for a run: write its rows and its config into the run folder.
+
+What follows is an ordinary run of an ordinary config; `semievol run <folder>/config.yaml` does the same again.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from semievol.artifacts import RunDir
+from semievol.config import RunConfig, apply_overrides, parse_config
+from semievol.errors import ConfigError
+
+TASKS = ("tickets", "docstrings")
+
+
+class DemoRow(NamedTuple):
+    """A row as it is written to CSV; `answer` is an option's text, or empty where there is no right one."""
+
+    id: str
+    question: str
+    answer: str
+    group: str
+
+
+class DemoData(NamedTuple):
+    """The splits of a demo task and its options."""
+
+    labeled: list[DemoRow]
+    unlabeled: list[DemoRow]
+    test: list[DemoRow]
+    options: tuple[str, ...]
+    instruction: str
+
+
+def prepare_demo(task: str, *, seed: int, output_dir: Path | None, overrides: Sequence[str]) -> RunConfig:
+    """Write `input/*.csv` and `config.yaml` to the run folder and return the checked config.
+
+    Raises:
+        ConfigError: If there is no such task, or an override does not fit.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"no demo task {task!r}; choose one of {', '.join(TASKS)}")
+    data = _tickets(seed) if task == "tickets" else _docstrings(seed)
+    run_dir = RunDir(output_dir or Path(f"runs/demo-{task}-seed-{seed}"))
+    raw = apply_overrides(demo_config(data, run_dir.path, seed=seed), overrides)
+    config = parse_config(raw, source="demo config")
+    for split in ("labeled", "unlabeled", "test"):
+        run_dir.write_text(f"input/{split}.csv", _csv_text(getattr(data, split), data.options))
+    head = f"# semievol demo --task {task} --seed {seed}\n"
+    run_dir.write_text("config.yaml", head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    return config
+
+
+def demo_config(data: DemoData, path: Path, *, seed: int) -> dict[str, Any]:
+    """The config of a demo run: the paper's recipe with training settings that suit a model of 22M parameters."""
+    return {
+        "recipe": "paper",
+        "seed": seed,
+        "output_dir": str(path),
+        "task": {"type": "choice", "instruction": data.instruction},
+        "data": {split: str(path / "input" / f"{split}.csv") for split in ("labeled", "unlabeled", "test")},
+        "model": {"path": "pocket"},
+        "embedder": {"type": "sentence_transformers", "model": "minilm"},
+        "trainer": {
+            "type": "trl",
+            "learning_rate": 1e-3,
+            "num_train_epochs": 6,
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+            "max_length": 512,
+        },
+        "control": {"enabled": True},
+    }
+
+
+def _tickets(seed: int) -> DemoData:
+    from semievol.demo.tickets import QUEUES, generate_tickets
+
+    splits = generate_tickets(seed)
+    labeled, unlabeled, test = ([DemoRow(r.id, r.question, r.target, r.group) for r in rows] for rows in splits)
+    return DemoData(labeled, unlabeled, test, QUEUES, 'Route the support ticket to a queue. Reply with "Answer: " and its letter.')
+
+
+def _docstrings(seed: int) -> DemoData:
+    from semievol.demo.docstrings import CHAPTERS, collect_docstrings, split_docstrings
+
+    splits = split_docstrings(collect_docstrings(), seed)
+    labeled, unlabeled, test = ([DemoRow(r.id, r.question, r.target, r.group) for r in rows] for rows in splits)
+    return DemoData(labeled, unlabeled, test, CHAPTERS, 'Which chapter of the Python library reference is this from? Reply with "Answer: " and its letter.')
+
+
+def _csv_text(rows: Iterable[DemoRow], options: Sequence[str]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("id", "question", "options", "answer", "group"))
+    listed = json.dumps(list(options))
+    writer.writerows((r.id, r.question, listed, r.answer, r.group) for r in rows)
+    return stream.getvalue()

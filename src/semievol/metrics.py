@@ -1,0 +1,404 @@
+"""Measures of answers and of confidence, with intervals and paired tests. NumPy and SciPy, pure functions.
+
+No function takes an empty set for 0: no rows, lengths that differ, NaN and values out of range raise DataError. Rows of one `group` (document, customer) are not independent, so wherever groups are given whole groups are resampled.
+Bootstrap draws work on one sum and one count a group and come in blocks, so memory stays bounded.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from semievol.errors import DataError
+
+Floats = NDArray[np.float64]
+Groups = Sequence[Hashable]
+
+_BLOCK_CELLS = 1_000_000
+"""Most random numbers drawn at a time (8 MB), but always those of one draw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its confidence interval."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Mean of a - b over the same rows, with its interval and the two-sided p-value of no difference."""
+
+    difference: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+    n: int
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a share (Wilson 1927; preferred for small n by Brown, Cai and DasGupta 2001).
+
+    Raises:
+        DataError: If n < 1, or successes is not in 0..n.
+    """
+    _check_counts(successes, n, confidence)
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    share, denominator = successes / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / denominator
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / denominator
+    low = 0.0 if successes == 0 else float(centre - half)
+    high = 1.0 if successes == n else float(centre + half)
+    return max(0.0, low), min(1.0, high)
+
+
+def clopper_pearson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a share (Clopper and Pearson 1934): covers at least `confidence`, usually more.
+
+    Raises:
+        DataError: If n < 1, or successes is not in 0..n.
+    """
+    _check_counts(successes, n, confidence)
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, n - successes + 1))
+    high = 1.0 if successes == n else float(stats.beta.ppf(1 - tail, successes + 1, n - successes))
+    return low, high
+
+
+def mean_interval(
+    scores: ArrayLike, groups: Groups | None = None, *, n_bootstrap: int, seed: int, confidence: float = 0.95
+) -> Interval:
+    """Mean of graded scores with a percentile bootstrap over rows, or over whole groups.
+
+    Percentile, because it respects the range of the scores and needs no variance of a ratio. With under about 20 rows
+    or groups it is too narrow; a constant score gives an interval of width 0.
+    """
+    values = _as_vector("scores", scores)
+    draws = _bootstrap_means(values[np.newaxis], groups, n_bootstrap=n_bootstrap, seed=seed)[:, 0]
+    low, high = _percentiles(draws, confidence)
+    return Interval(float(values.mean()), low, high, len(values))
+
+
+def accuracy_interval(
+    scores: ArrayLike, groups: Groups | None = None, *, n_bootstrap: int, seed: int, confidence: float = 0.95
+) -> Interval:
+    """Mean of scores: Wilson where all are 0 or 1 and no two rows share a group, else that of `mean_interval`."""
+    values = _as_vector("scores", scores)
+    if _is_binary(values) and (groups is None or len(set(groups)) == len(groups) == len(values)):
+        low, high = wilson_interval(int(values.sum()), len(values), confidence)
+        return Interval(float(values.mean()), low, high, len(values))
+    return mean_interval(values, groups, n_bootstrap=n_bootstrap, seed=seed, confidence=confidence)
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, *, groups: Groups | None = None, n_bootstrap: int, seed: int, confidence: float = 0.95
+) -> PairedDifference:
+    """Mean of a - b over the same rows, with a percentile bootstrap interval and a test.
+
+    The percentile interval is kept, not BCa: differences of 0/1 scores take three values, for which the acceleration of
+    BCa is unstable when few rows differ, and it is range-preserving. The test is exact McNemar (two-sided binomial on
+    the rows that differ) for 0/1 scores of independent rows; otherwise the sign-flip permutation test over rows or
+    groups, enumerated up to 12 units that differ and drawn `n_bootstrap` times beyond, as (hits + 1) / (draws + 1).
+    Interval and test need not agree at the edge. No row differs: interval (0, 0) and p = 1.
+    """
+    first, second = _as_pair(a, b)
+    differences = first - second
+    n = len(differences)
+    if not differences.any():
+        _group_positions(groups, n)
+        return PairedDifference(0.0, 0.0, 0.0, 1.0, n)
+    draws = _bootstrap_means(differences[np.newaxis], groups, n_bootstrap=n_bootstrap, seed=seed)[:, 0]
+    low, high = _percentiles(draws, confidence)
+    if groups is None and _is_binary(first) and _is_binary(second):
+        p_value = mcnemar_p_value(first, second)
+    else:
+        positions, n_groups = _group_positions(groups, n)
+        sums = np.asarray(np.bincount(positions, weights=differences, minlength=n_groups), dtype=np.float64)
+        p_value = _sign_flip_p_value(sums, n_draws=n_bootstrap, seed=seed)
+    return PairedDifference(float(differences.mean()), low, high, p_value, n)
+
+
+def mcnemar_p_value(a: ArrayLike, b: ArrayLike) -> float:
+    """Exact two-sided McNemar test of two 0/1 scores of the same rows (McNemar 1947); 1.0 when no row differs.
+
+    Raises:
+        DataError: If a score is neither 0 nor 1.
+    """
+    first, second = _as_pair(a, b)
+    if not (_is_binary(first) and _is_binary(second)):
+        raise DataError("mcnemar_p_value: the scores have to be 0 or 1; use paired_difference for graded scores")
+    n_first, n_second = int((first > second).sum()), int((second > first).sum())
+    if n_first + n_second == 0:
+        return 1.0
+    return float(stats.binomtest(n_first, n_first + n_second, 0.5).pvalue)
+
+
+def hierarchical_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    groups: Groups | None = None,
+    n_bootstrap: int,
+    seed: int,
+    confidence: float = 0.95,
+) -> PairedDifference:
+    """Mean of a - b over seeds and rows, shapes (n_seeds, n_rows), seed i of a trained beside seed i of b.
+
+    A draw resamples seeds, and then rows or groups (the same ones for all seeds), so the interval covers both another
+    training and another test set. With few seeds (under 5) it is too narrow in the direction of training noise. The
+    p-value is 2 min(share of draws <= 0, share >= 0), smoothed by 1 draw: it never is 0.
+    """
+    first, second = _as_matrix("a", a), _as_matrix("b", b)
+    if first.shape != second.shape:
+        raise DataError(f"hierarchical_difference: a has shape {first.shape}, b has {second.shape}")
+    differences = first - second
+    n_seeds, n_rows = differences.shape
+    if not differences.any():
+        _group_positions(groups, n_rows)
+        return PairedDifference(0.0, 0.0, 0.0, 1.0, n_rows)
+    by_seed = _bootstrap_means(differences, groups, n_bootstrap=n_bootstrap, seed=seed)
+    chosen = np.random.default_rng((seed, 1)).multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_bootstrap)
+    draws = (by_seed * chosen).sum(axis=1) / n_seeds
+    low, high = _percentiles(draws, confidence)
+    extreme = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    p_value = min(1.0, 2 * (extreme + 1) / (n_bootstrap + 1))
+    return PairedDifference(float(differences.mean()), low, high, p_value, n_rows)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Holm's adjusted p-values (1979), in the order given; rejecting those <= alpha holds the familywise error."""
+    p = _as_shares("p_values", p_values)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted
+
+
+def minimum_detectable_difference(
+    n: int, discordant_fraction: float, power: float = 0.8, confidence: float = 0.95
+) -> float:
+    """Smallest true paired difference in accuracy that n rows show with `power` (Connor 1987, McNemar's test).
+
+    Solves sqrt(n) d = z_alpha sqrt(f) + z_power sqrt(f - d^2) for d, with f the share of rows on which the two models
+    differ. A value above f cannot occur, so the result is capped at f: then n rows are too few for any difference.
+    """
+    if n < 1:
+        raise DataError(f"minimum_detectable_difference: n is {n}; at least one row is needed")
+    f = float(discordant_fraction)
+    if not 0 < f <= 1 or not 0 < power < 1:
+        raise DataError(
+            f"minimum_detectable_difference: discordant_fraction {f} and power {power} have to lie in (0, 1)"
+        )
+    z_alpha, z_power = float(stats.norm.ppf(0.5 + confidence / 2)), float(stats.norm.ppf(power))
+    # The square of the equation is a quadratic in d; the larger root is the solution.
+    root = z_power * np.sqrt(max(0.0, f * (n + z_power**2 - z_alpha**2)))
+    d = (z_alpha * np.sqrt(f * n) + root) / (n + z_power**2)
+    return float(min(f, d))
+
+
+def macro_f1(targets: Sequence[str], answers: Sequence[str | None]) -> float:
+    """Unweighted mean of the F1 of each class that occurs in targets or answers; None is no class, so a miss."""
+    _check_lengths("macro_f1", len(targets), len(answers))
+    classes = sorted(set(targets) | {answer for answer in answers if answer is not None})
+    scores = []
+    for name in classes:
+        n_both = sum(t == name and x == name for t, x in zip(targets, answers, strict=True))
+        n_any = sum(t == name for t in targets) + sum(x == name for x in answers)
+        scores.append(2 * n_both / n_any)
+    return float(np.mean(scores))
+
+
+def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, n_bins: int = 15) -> float:
+    """Mean |accuracy - confidence| over bins of equal mass (Naeini 2015; adaptive binning, Nixon arXiv:1904.01685).
+
+    Rows are sorted by confidence and cut into min(n_bins, n) bins whose sizes differ by at most one. Rows with the same
+    confidence stay in the order given, so ties that straddle a cut depend on it. Biased upwards for few rows.
+    """
+    sure, right = _as_confidence(confidence, correct)
+    if n_bins < 1:
+        raise DataError(f"expected_calibration_error: n_bins is {n_bins}; at least 1 is needed")
+    gaps = (right - sure)[np.argsort(sure, kind="stable")]
+    bins = np.array_split(gaps, min(n_bins, len(gaps)))
+    return float(sum(abs(part.sum()) for part in bins) / len(gaps))
+
+
+def brier_score(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Mean squared gap between confidence in the answer given and whether it was right (Brier 1950), in [0, 1]."""
+    sure, right = _as_confidence(confidence, correct)
+    return float(np.mean((sure - right) ** 2))
+
+
+def risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+    """Coverage k/n and risk (share wrong among the k surest rows), both of shape (n,), for k = 1..n.
+
+    Confidence may be any number, larger is surer (a negative mean NLL too). Rows of equal confidence share their mean
+    error, so that their order does not matter.
+    """
+    sure, right = _as_pair(confidence, correct, a_name="confidence", b_name="correct")
+    _check_range("correct", right)
+    _, place = np.unique(-sure, return_inverse=True)
+    sizes = np.bincount(place)
+    errors = np.bincount(place, weights=1 - right) / sizes
+    n_rows = np.arange(1, len(sure) + 1)
+    return n_rows / len(sure), np.cumsum(np.repeat(errors, sizes)) / n_rows
+
+
+def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Mean of the risk over all coverages (AURC, Geifman arXiv:1805.08206); the error rate if uninformed."""
+    return float(risk_coverage(confidence, correct)[1].mean())
+
+
+def precision_by_coverage(
+    confidence: ArrayLike, correct: ArrayLike, coverages: Sequence[float]
+) -> list[tuple[float, float]]:
+    """(coverage, precision) where the surest round(coverage * n) rows are kept, at least one; coverages in (0, 1]."""
+    risk = risk_coverage(confidence, correct)[1]
+    for coverage in coverages:
+        if not 0 < coverage <= 1:
+            raise DataError(f"precision_by_coverage: coverage {coverage} has to lie in (0, 1]")
+    return [(float(c), float(1 - risk[max(1, round(c * len(risk))) - 1])) for c in coverages]
+
+
+def histogram_counts(
+    values: ArrayLike, n_bins: int = 20, value_range: tuple[float, float] | None = None
+) -> tuple[NDArray[np.int64], Floats]:
+    """Counts (n_bins,) and edges (n_bins + 1,) of equal-width bins; the last bin holds its right edge.
+
+    Raises:
+        DataError: If there are no values, or one lies outside `value_range`, which would drop out of the counts.
+    """
+    x = _as_vector("values", values)
+    if n_bins < 1:
+        raise DataError(f"histogram_counts: n_bins is {n_bins}; at least 1 is needed")
+    if value_range is not None and (x.min() < value_range[0] or x.max() > value_range[1]):
+        raise DataError(f"histogram_counts: values from {x.min():g} to {x.max():g} do not fit in {value_range}")
+    counts, edges = np.histogram(x, bins=n_bins, range=value_range)
+    return counts.astype(np.int64), edges.astype(np.float64)
+
+
+def _bootstrap_means(rows: Floats, groups: Groups | None, *, n_bootstrap: int, seed: int) -> Floats:
+    """Means of `rows` (m, n) over resampled units, shape (n_bootstrap, m); a unit is a row, or a group with all its rows."""
+    if n_bootstrap < 1:
+        raise DataError(f"n_bootstrap is {n_bootstrap}; at least 1 is needed")
+    positions, n_units = _group_positions(groups, rows.shape[1])
+    sums = np.stack([np.bincount(positions, weights=row, minlength=n_units) for row in rows])
+    sizes = np.bincount(positions, minlength=n_units).astype(np.float64)
+    generator = np.random.default_rng(seed)
+    means = [
+        (counts @ sums.T) / (counts @ sizes)[:, np.newaxis]
+        for counts in _resampled_counts(generator, n_units, n_bootstrap)
+    ]
+    return np.concatenate(means)
+
+
+def _resampled_counts(generator: np.random.Generator, n_units: int, n_draws: int) -> Iterator[Floats]:
+    """How often each unit is drawn, blocks of shape (b, n_units); each row sums to n_units."""
+    block = max(1, _BLOCK_CELLS // n_units)
+    for start in range(0, n_draws, block):
+        size = min(block, n_draws - start)
+        picks = generator.integers(n_units, size=(size, n_units))
+        picks += np.arange(size)[:, np.newaxis] * n_units
+        yield np.bincount(picks.ravel(), minlength=size * n_units).reshape(size, n_units).astype(np.float64)
+
+
+def _sign_flip_p_value(sums: Floats, *, n_draws: int, seed: int) -> float:
+    """Two-sided sign-flip test of a zero sum over units; units of zero change nothing and are left out."""
+    sums = sums[sums != 0]
+    if not len(sums):
+        return 1.0
+    # Rounding must not make an equally extreme sum look smaller.
+    observed = abs(float(sums.sum())) * (1 - 1e-12) - 1e-15
+    if len(sums) <= 12:
+        bits = np.arange(2 ** len(sums))[:, np.newaxis] >> np.arange(len(sums)) & 1
+        return float(np.mean(np.abs((1 - 2 * bits) @ sums) >= observed))
+    generator = np.random.default_rng((seed, 2))
+    block = max(1, _BLOCK_CELLS // len(sums))
+    n_hits = 0
+    for start in range(0, n_draws, block):
+        signs = 1 - 2.0 * generator.integers(2, size=(min(block, n_draws - start), len(sums)), dtype=np.int8)
+        n_hits += int((np.abs(signs @ sums) >= observed).sum())
+    return (n_hits + 1) / (n_draws + 1)
+
+
+def _percentiles(draws: Floats, confidence: float) -> tuple[float, float]:
+    if not 0 < confidence < 1:
+        raise DataError(f"confidence is {confidence}; it has to lie in (0, 1)")
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _group_positions(groups: Groups | None, n: int) -> tuple[NDArray[np.int64], int]:
+    """Position of each row's unit, shape (n,), and the number of units."""
+    if groups is None:
+        return np.arange(n, dtype=np.int64), n
+    if len(groups) != n:
+        raise DataError(f"{len(groups)} groups for {n} rows: every row needs one")
+    index: dict[Hashable, int] = {}
+    positions = np.fromiter((index.setdefault(group, len(index)) for group in groups), dtype=np.int64, count=n)
+    return positions, len(index)
+
+
+def _check_counts(successes: int, n: int, confidence: float) -> None:
+    if n < 1 or not 0 <= successes <= n or not 0 < confidence < 1:
+        raise DataError(f"{successes} successes of {n} at confidence {confidence}: no interval of a share is possible")
+
+
+def _check_lengths(name: str, n_first: int, n_second: int) -> None:
+    if n_first != n_second:
+        raise DataError(f"{name}: {n_first} and {n_second} values; they have to be of the same rows")
+    if not n_first:
+        raise DataError(f"{name}: there are no rows to measure")
+
+
+def _check_range(name: str, values: Floats) -> None:
+    if values.min() < 0 or values.max() > 1:
+        raise DataError(f"{name}: values from {values.min():g} to {values.max():g}; they have to lie in [0, 1]")
+
+
+def _is_binary(values: Floats) -> bool:
+    return bool(np.all((values == 0) | (values == 1)))
+
+
+def _as_array(name: str, values: Any, n_dimensions: int) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != n_dimensions:
+        raise DataError(f"{name}: expected {n_dimensions} dimension(s), got shape {array.shape}")
+    if not array.size:
+        raise DataError(f"{name}: there are no rows to measure")
+    if not np.isfinite(array).all():
+        raise DataError(f"{name}: {int((~np.isfinite(array)).sum())} values are NaN or infinite: leave those rows out")
+    return array
+
+
+def _as_vector(name: str, values: Any) -> Floats:
+    return _as_array(name, values, 1)
+
+
+def _as_matrix(name: str, values: Any) -> Floats:
+    return _as_array(name, values, 2)
+
+
+def _as_shares(name: str, values: Any) -> Floats:
+    shares = _as_vector(name, values)
+    _check_range(name, shares)
+    return shares
+
+
+def _as_pair(a: Any, b: Any, *, a_name: str = "a", b_name: str = "b") -> tuple[Floats, Floats]:
+    first, second = _as_vector(a_name, a), _as_vector(b_name, b)
+    _check_lengths(f"{a_name} and {b_name}", len(first), len(second))
+    return first, second
+
+
+def _as_confidence(confidence: Any, correct: Any) -> tuple[Floats, Floats]:
+    sure, right = _as_pair(confidence, correct, a_name="confidence", b_name="correct")
+    _check_range("confidence", sure)
+    _check_range("correct", right)
+    return sure, right

@@ -1,0 +1,62 @@
+"""Turns labelled and pseudo-labelled records into the rows that a Trainer takes, for warmup, control and evolve."""
+
+from collections.abc import Iterable, Sequence
+
+from semievol.config import EvolveConfig, TrainerConfig, WarmupConfig
+from semievol.errors import DataError
+from semievol.prompts import PromptBuilder
+from semievol.stage import StageContext, StageStats
+from semievol.types import Example, ModelRef, SftRow
+
+
+def build_sft_rows(examples: Iterable[Example], builder: PromptBuilder) -> list[SftRow]:
+    """One row an example, in their order: the plain prompt and the text that stands for its target.
+
+    Raises:
+        DataError: If an example has no target.
+    """
+    rows = []
+    for example in examples:
+        if example.target is None:
+            raise DataError(f"row {example.id} has no target and cannot be trained on")
+        rows.append(SftRow(example.id, builder.answer(example), builder.completion(example.target, example)))
+    return rows
+
+
+def stage_trainer_config(
+    trainer: TrainerConfig, overrides: WarmupConfig | EvolveConfig, *, max_steps: int | None = None
+) -> TrainerConfig:
+    """The trainer's section with the stage's own learning rate, epochs and steps; None takes the trainer's value.
+
+    `max_steps` goes before both, for a training that has to be as long as another.
+    """
+    values = {
+        name: value
+        for name in ("learning_rate", "num_train_epochs", "max_steps")
+        if (value := getattr(overrides, name)) is not None
+    }
+    if max_steps is not None:
+        values["max_steps"] = max_steps
+    return trainer.model_copy(update=values)
+
+
+def fit_stage(ctx: StageContext, model: ModelRef, rows: Sequence[SftRow], config: TrainerConfig) -> StageStats:
+    """Train for a stage: the model to `<stage>/adapter`, its reference and what the training did to artifacts."""
+    trainer = ctx.backends.trainer()
+    n_steps = trainer.count_steps(len(rows), config)
+    output_dir = ctx.run_dir.path.resolve() / ctx.artifact(f"{ctx.stage.name}/adapter")
+    advance = ctx.reporter.task(f"fine-tuning on {len(rows):,} rows", n_steps, "steps")
+    report = trainer.fit(model, rows, output_dir, config=config, seed=ctx.config.seed, progress=advance)
+    ctx.write_model(f"{ctx.stage.name}/model", report.model)
+    stats: StageStats = {
+        "n_rows": report.n_rows,
+        "optimizer_steps": report.optimizer_steps,
+        "n_tokens": report.n_tokens,
+        "train_seconds": report.train_seconds,
+        "peak_memory_bytes": report.peak_memory_bytes,
+        "last_loss": report.losses[-1][1] if report.losses else None,
+    }
+    deterministic = {k: v for k, v in stats.items() if k not in ("train_seconds", "peak_memory_bytes")}
+    training = deterministic | {"losses": [list(x) for x in report.losses], "rendered_example": report.rendered_example}
+    ctx.write_json(f"{ctx.stage.name}/training", training)
+    return stats

@@ -1,0 +1,35 @@
+"""Evolution: fine-tune afresh on the labelled rows and the selected pseudo-labels.
+
+Reads   data/labeled, data/unlabeled, select/kept, warmup/model
+Writes  evolve/model, evolve/training
+
+The paper starts from M_base and trains on both (arXiv:2410.14745, Eq. 9); the released code goes on from the warm-up
+adapter with the pseudo-labels alone. `evolve.init` and `evolve.train_on` choose.
+"""
+
+from semievol.pools import kept_labels, pseudo_labeled
+from semievol.sft import build_sft_rows, fit_stage, stage_trainer_config
+from semievol.stage import Stage, StageContext, StageStats
+from semievol.types import Example
+
+
+def training_examples(ctx: StageContext) -> list[Example]:
+    """L (where the config asks for it) and everything kept up to and with this round."""
+    labeled = list(ctx.read("data/labeled", Example)) if ctx.config.evolve.train_on == "labeled+selected" else []
+    return [*labeled, *pseudo_labeled(ctx, kept_labels(ctx, before_round=ctx.round + 1))]
+
+
+def run(ctx: StageContext) -> StageStats:
+    """Train and store the evolved model."""
+    config = stage_trainer_config(ctx.config.trainer, ctx.config.evolve)
+    model = ctx.base_model if ctx.config.evolve.init == "base" else ctx.warm_model()
+    return fit_stage(ctx, model, build_sft_rows(training_examples(ctx), ctx.prompts()), config)
+
+
+STAGE = Stage(
+    "evolve",
+    reads=("data/labeled", "data/unlabeled", "data/task", "select/kept", "warmup/model", "evolve/model"),
+    writes=("evolve/model", "evolve/training"),
+    sections=("task", "model", "trainer", "evolve", "seed"),
+    run=run,
+)

@@ -1,0 +1,195 @@
+"""Self-justification: the warm model settles disagreements, and says how sure it is of every final answer.
+
+Reads   data/unlabeled, propagate/candidates, warmup/model (or the model of the round before)
+Writes  justify/pseudo_labels, justify/dropped
+
+Consensus is the same parsed answer from all configurations; an unparsable answer agrees with nothing. The confidence is
+H(y) = -(1/L) sum_k log P(r_k | x, r_<k) of the final answer under M_warm (arXiv:2410.14745, Eq. 6), given the question
+alone; for closed answer sets it comes from the exact distribution, over the tokens in which the answers differ.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Literal, NamedTuple
+
+from semievol.answering import best_answer, choice_request, max_tokens
+from semievol.answers import closed_set, normal_form, parse_answer
+from semievol.config import JustifyConfig
+from semievol.pools import UNLABELED_READS, unlabeled_pool
+from semievol.prompts import PromptBuilder
+from semievol.stage import WINDOW, Stage, StageContext, StageStats
+from semievol.types import (
+    Candidates,
+    ChoiceRequest,
+    ChoiceScores,
+    Dropped,
+    Example,
+    ModelRef,
+    PseudoLabel,
+    Request,
+    Sampling,
+)
+
+
+class Vote(NamedTuple):
+    """What the configurations agree on."""
+
+    answer: str | None
+    """The most frequent parsed answer; ties go to the earlier configuration; None if none could be parsed."""
+    agreement: float
+    """Share of all configurations behind `answer`, in [0, 1]."""
+
+    @property
+    def is_consensus(self) -> bool:
+        """Whether every configuration gave this answer."""
+        return self.answer is not None and self.agreement == 1.0
+
+
+def count_votes(answers: Sequence[str | None], prompts: PromptBuilder) -> Vote:
+    """Find the answer with the most votes."""
+    forms = [None if a is None else normal_form(a, prompts.task) for a in answers]
+    parsed = [form for form in forms if form is not None]
+    if not parsed:
+        return Vote(None, 0.0)
+    winner, n = Counter(parsed).most_common(1)[0]  # equal counts: the one seen first
+    return Vote(answers[forms.index(winner)], n / len(answers))
+
+
+def share_behind(answer: str, answers: Sequence[str | None], prompts: PromptBuilder) -> float:
+    """Share of the configurations that gave `answer`."""
+    form = normal_form(answer, prompts.task)
+    return sum(a is not None and normal_form(a, prompts.task) == form for a in answers) / len(answers)
+
+
+def needs_justification(vote: Vote, config: JustifyConfig) -> bool:
+    """Whether the warm model is asked. A row without any parsed answer still is: it may know better now."""
+    return config.when == "always" or (config.when == "disagree" and not vote.is_consensus)
+
+
+class Draft(NamedTuple):
+    """A row on its way to a pseudo-label."""
+
+    example: Example
+    candidates: Candidates
+    vote: Vote
+
+
+def draft_rows(ctx: StageContext, prompts: PromptBuilder) -> Iterator[Draft]:
+    """Rows with candidates, in order."""
+    examples = unlabeled_pool(ctx)
+    for candidates in ctx.read("propagate/candidates", Candidates):
+        example = next(e for e in examples if e.id == candidates.example_id)
+        yield Draft(example, candidates, count_votes(candidates.answers, prompts))
+
+
+class Verdict(NamedTuple):
+    """The warm model's final answer, the text it wrote and its mean NLL under the justification prompt."""
+
+    answer: str | None
+    text: str
+    mean_nll: float | None
+
+
+def judge(ctx: StageContext, drafts: list[Draft], prompts: PromptBuilder, model: ModelRef, text: str) -> list[Verdict]:
+    """Show the warm model the proposed answers; greedy over a closed set is its most likely answer."""
+    config = ctx.config.justify
+    closed = ctx.config.task.type in ("choice", "label") and ctx.backends.generator.exact_choice_scores
+    turns = [prompts.justify(d.example, [a for a in d.candidates.answers if a is not None]) for d in drafts]
+    if closed and config.temperature == 0.0:
+        requests = (choice_request(d.example, t, model, prompts) for d, t in zip(drafts, turns, strict=True))
+        scored = ctx.score_choices(requests, total=len(drafts), text=text)
+        return [_scored_verdict(d.example, s, prompts) for d, s in zip(drafts, scored, strict=True)]
+    asked = (
+        Request(d.example.id, t, model, ctx.seed("justify", d.example.id)) for d, t in zip(drafts, turns, strict=True)
+    )
+    sampling = Sampling(1, config.temperature, config.top_p, max_tokens(ctx.config, config.max_tokens))
+    verdicts = []
+    for draft, result in zip(drafts, ctx.generate(asked, sampling, total=len(drafts), text=text), strict=True):
+        if result.error is not None:
+            verdicts.append(Verdict(None, f"failed: {result.error}", None))
+            continue
+        completion = result.completions[0]
+        answer = parse_answer(completion.text, draft.example, prompts.task, prompts.facts)
+        nll = round(completion.mean_nll, 6) if completion.token_logprobs else None
+        verdicts.append(Verdict(answer, completion.text, nll))
+    return verdicts
+
+
+def _scored_verdict(example: Example, scores: ChoiceScores, prompts: PromptBuilder) -> Verdict:
+    answer, index = best_answer(scores, closed_set(example, prompts.task, prompts.facts))
+    return Verdict(answer, prompts.completion(answer, example), round(-scores.logprobs[index] / scores.n_tokens[index], 6))
+
+
+def settle(draft: Draft, verdict: Verdict | None, prompts: PromptBuilder) -> PseudoLabel | Dropped:
+    """Make the pseudo-label of one row, without its confidence; a row without a parsable answer is dropped."""
+    answer = draft.vote.answer if verdict is None else verdict.answer
+    if answer is None:
+        detail = "no configuration gave a parsable answer" if verdict is None else verdict.text[:200]
+        return Dropped(draft.example.id, "justify", "unparsable answer", detail=detail)
+    source: Literal["consensus", "justified", "majority"] = "justified"
+    if verdict is None:
+        source = "consensus" if draft.vote.is_consensus else "majority"
+    return PseudoLabel(
+        example_id=draft.example.id,
+        answer=answer,
+        completion=prompts.completion(answer, draft.example),
+        source=source,
+        agreement=round(share_behind(answer, draft.candidates.answers, prompts), 6),
+        justify_nll=None if verdict is None else verdict.mean_nll,
+        justification=None if verdict is None else verdict.text,
+    )
+
+
+def measure_confidence(
+    ctx: StageContext, labels: list[tuple[Example, PseudoLabel]], prompts: PromptBuilder, model: ModelRef
+) -> Iterator[PseudoLabel]:
+    """Fill in the mean NLL, and entropy and probability where answers are a closed set."""
+    closed = ctx.config.task.type in ("choice", "label")
+    text = "confidence of the final answers"
+    requests = (
+        choice_request(e, prompts.answer(e), model, prompts)
+        if closed
+        else ChoiceRequest(e.id, prompts.answer(e), model, (label.completion,))
+        for e, label in labels
+    )
+    for (example, label), scores in zip(labels, ctx.score_choices(requests, total=len(labels), text=text), strict=True):
+        place = closed_set(example, prompts.task, prompts.facts).index(label.answer) if closed else 0
+        nll = round(-scores.logprobs[place] / scores.n_tokens[place], 6)
+        if closed:
+            label = replace(label, entropy=round(scores.entropy, 6), max_probability=round(scores.probabilities[place], 6))
+        yield replace(label, mean_nll=nll, round=ctx.round)
+
+
+def run(ctx: StageContext) -> StageStats:
+    """Settle, measure, write; block by block, so that memory does not grow with U."""
+    prompts, model = ctx.prompts(), ctx.warm_model()
+    dropped: list[Dropped] = []
+    stats: Counter[str] = Counter()
+
+    def labels() -> Iterator[PseudoLabel]:
+        drafts = draft_rows(ctx, prompts)
+        while block := list(islice(drafts, 8 * WINDOW)):
+            unsure = [d for d in block if needs_justification(d.vote, ctx.config.justify)]
+            verdicts = judge(ctx, unsure, prompts, model, "self-justification") if unsure else []
+            by_id = {d.example.id: v for d, v in zip(unsure, verdicts, strict=True)}
+            settled = [(d.example, settle(d, by_id.get(d.example.id), prompts)) for d in block]
+            dropped.extend(replace(s, round=ctx.round) for _, s in settled if isinstance(s, Dropped))
+            found = [(e, s) for e, s in settled if isinstance(s, PseudoLabel)]
+            for label in measure_confidence(ctx, found, prompts, model):
+                stats[f"n_{label.source}"] += 1
+                yield label
+
+    n = ctx.write("justify/pseudo_labels", labels(), PseudoLabel)
+    ctx.write("justify/dropped", dropped, Dropped)
+    return {"n_rows": n, "n_dropped": len(dropped), "n_consensus": 0, "n_justified": 0, **stats}
+
+
+STAGE = Stage(
+    "justify",
+    reads=(*UNLABELED_READS, "propagate/candidates", "warmup/model", "evolve/model", "data/task"),
+    writes=("justify/pseudo_labels", "justify/dropped"),
+    sections=("task", "model", "generator", "justify", "seed"),
+    run=run,
+)

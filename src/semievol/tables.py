@@ -1,0 +1,354 @@
+"""Reads CSV, JSONL, JSON, Parquet, saved `datasets` folders and hub datasets as one stream of raw rows.
+
+A row that cannot be read becomes a `BadRow` with its place and a remedy, and reading goes on behind it; only faults
+of the whole source (missing, empty, wrong format) raise. CSV and JSONL are read line by line and Parquet by batches,
+so memory does not grow with the file; a `.json` array is read whole.
+"""
+
+import csv
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semievol.errors import DataError
+
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+FORMATS = (
+    "CSV (.csv, .tsv), JSONL (.jsonl, .ndjson), a JSON array (.json), Parquet (.parquet), a saved `datasets` folder"
+)
+
+_BATCH_ROWS = 1024
+_FIELD_LIMIT = 2**31 - 1
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_NUL = "\udc00"
+"""Stands for a NUL byte while CSV is parsed: csv refuses NUL on Python 3.10. surrogateescape never makes it."""
+_ESCAPED = re.compile("[\udc00\udc80-\udcff]")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
+
+
+class RawRow(NamedTuple):
+    """One row as it stands in the source."""
+
+    line: int
+    """1-based: the physical line on which the record starts (text formats, header included), else the row number."""
+    values: dict[str, Any]
+
+
+class BadRow(NamedTuple):
+    """One row that could not be read."""
+
+    line: int
+    field: str
+    value: str
+    reason: str
+    remedy: str
+
+
+def read_table(source: str, *, hub_split: str = "train") -> Iterator[RawRow | BadRow]:
+    """Stream the rows of a file, a saved `datasets` folder or a hub dataset.
+
+    `folder:split` and `id:split` name the split to read, and `owner/name/config` the config of a hub dataset. The hub
+    is asked only for what cannot be a local path: no known ending, and no folder here that the path could start from.
+    Integers of a `ClassLabel` column come back as their names, -1 as None.
+
+    Raises:
+        DataError: If the source is missing, empty, or in no known format.
+    """
+    path = Path(source).expanduser()
+    split = hub_split
+    name, colon, asked = source.partition(":")
+    if not path.exists() and colon and asked and "/" not in asked and "\\" not in asked:
+        path, split = Path(name).expanduser(), asked
+    else:
+        name = source
+    if path.is_dir():
+        return _check_not_empty(_read_folder(path, split), source)
+    if path.exists():
+        return _check_not_empty(_open_file(path), source)
+    if _may_be_hub_id(name):
+        return _check_not_empty(_read_hub(name, split), source)
+    raise DataError(f"{source}: no such file{_suggest_files(path)}")
+
+
+def _check_not_empty(rows: Iterator[RawRow | BadRow], source: str) -> Iterator[RawRow | BadRow]:
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{source}: has no rows; give a file with at least one row below the header")
+    yield first
+    yield from rows
+
+
+def _may_be_hub_id(name: str) -> bool:
+    if Path(name).suffix.lower() in SUFFIXES or not _HUB_ID.fullmatch(name) or name.startswith("."):
+        return False
+    parts = name.split("/")
+    return len(parts) == 1 or not Path(parts[0]).is_dir()
+
+
+def _suggest_files(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f": the folder {folder} is not there either; check the path (it is taken from the working directory)"
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(str(folder / name) for name in near)}?"
+    tables = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return f"; {folder} holds {', '.join(tables[:10])}" if tables else f"; {folder} holds no table that can be read"
+
+
+def _open_file(path: Path) -> Iterator[RawRow | BadRow]:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(65536)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
+    if not head.strip():
+        raise DataError(f"{path}: is empty; give a file with at least one row")
+    if head.startswith(_UTF16_BOMS):
+        raise DataError(f"{path}: is UTF-16 text; save it as UTF-8 (in a spreadsheet: 'CSV UTF-8')")
+    kind = SUFFIXES.get(path.suffix.lower()) or _sniff(head)
+    if kind is None:
+        raise DataError(f"{path}: is in no known format; formats: {FORMATS}, or a hub dataset id")
+    if kind == "json":
+        kind = "json" if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[") else "jsonl"
+    readers = {
+        "csv": _read_csv,
+        "tsv": _read_csv,
+        "jsonl": _read_jsonl,
+        "json": _read_json_array,
+        "parquet": _read_parquet,
+    }
+    return readers[kind](path)
+
+
+def _sniff(head: bytes) -> str | None:
+    """Format of a file with an unknown ending, from its first bytes."""
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"{"):
+        return "jsonl"
+    if text.startswith(b"["):
+        return "json"
+    first_line = text.split(b"\n", 1)[0]
+    if b"\0" not in head and any(delimiter in first_line for delimiter in (b",", b";", b"\t")):
+        return "csv"
+    return None
+
+
+def _read_csv(path: Path) -> Iterator[RawRow | BadRow]:
+    csv.field_size_limit(_FIELD_LIMIT)
+    with path.open("rb") as stream:
+        lines = (_decode_line(line) for line in stream)
+        first = next(lines).removeprefix("\ufeff")
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else _pick_delimiter(first)
+        # strict: a stray or unclosed quote is reported where it starts; otherwise it would swallow rows silently
+        reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+        header = _read_header(reader, path)
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                remedy = 'put the field in quotes, and write a quote inside it twice ("")'
+                yield BadRow(line, "row", f"up to line {reader.line_num}", f"not valid CSV: {error}", remedy)
+                continue
+            if fields:
+                yield _make_row(line, header, fields, delimiter)
+
+
+def _decode_line(line: bytes) -> str:
+    return line.decode("utf-8", errors="surrogateescape").replace("\0", _NUL)
+
+
+def _pick_delimiter(header_line: str) -> str:
+    if "," in header_line:
+        return ","
+    return max(",;\t", key=header_line.count)
+
+
+def _read_header(reader: Iterator[list[str]], path: Path) -> list[str]:
+    try:
+        header = [name.strip() for name in next(fields for fields in reader if fields)]
+    except (StopIteration, csv.Error) as error:
+        raise DataError(
+            f"{path}, line 1: no header can be read ({error}); the first line has to name the columns"
+        ) from error
+    if any(_ESCAPED.search(name) for name in header):
+        raise DataError(f"{path}, line 1: the header is not UTF-8 text; save the file as UTF-8")
+    header = [name or f"column {i}" for i, name in enumerate(header, start=1)]
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}, line 1: column {repeated[0]!r} stands twice in the header; rename one of them")
+    return header
+
+
+def _make_row(line: int, header: list[str], fields: list[str], delimiter: str) -> RawRow | BadRow:
+    if len(fields) != len(header):
+        reason = f"the header names {len(header)} columns"
+        remedy = f"put fields that hold {delimiter!r} or a line break in double quotes"
+        return BadRow(line, "row", f"{len(fields)} fields", reason, remedy)
+    for name, value in zip(header, fields, strict=True):
+        found = _ESCAPED.search(value)
+        if found:
+            shown = value.replace(_NUL, "\0").encode("utf-8", errors="surrogateescape")
+            start = max(0, len(value[: found.start()].encode("utf-8", errors="surrogateescape")) - 15)
+            excerpt = shown[start : start + 40].decode("utf-8", errors="backslashreplace")
+            reason = "a NUL byte" if found.group() == _NUL else "not UTF-8 text"
+            return BadRow(line, name, excerpt, reason, "save the file as UTF-8, or correct the bytes")
+    return RawRow(line, dict(zip(header, fields, strict=True)))
+
+
+def _read_jsonl(path: Path) -> Iterator[RawRow | BadRow]:
+    with path.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            if line.strip():
+                yield _parse_json_line(number, line.rstrip(b"\r\n"))
+
+
+def _parse_json_line(number: int, line: bytes) -> RawRow | BadRow:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        excerpt = line[max(0, error.start - 15) : error.start + 25].decode("utf-8", errors="backslashreplace")
+        reason = f"not UTF-8 text at byte {error.start + 1}"
+        return BadRow(number, "line", excerpt, reason, "save the file as UTF-8, or correct the bytes")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        excerpt = text[max(0, error.pos - 15) : error.pos + 25]
+        return BadRow(
+            number, "line", excerpt, f"not valid JSON at column {error.colno}: {error.msg}", "one JSON object a line"
+        )
+    except (ValueError, RecursionError) as error:
+        return BadRow(number, "line", text[:40], f"not usable JSON: {error}", "one flat JSON object a line")
+    return _check_object(number, value)
+
+
+def _check_object(number: int, value: object) -> RawRow | BadRow:
+    if isinstance(value, dict):
+        return RawRow(number, value)
+    remedy = 'one JSON object a row, such as {"question": ..., "answer": ...}'
+    return BadRow(number, "line", json.dumps(value)[:60], f"a JSON {type(value).__name__}, not an object", remedy)
+
+
+def _read_json_array(path: Path) -> Iterator[RawRow | BadRow]:
+    try:
+        values = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text at byte {error.start + 1}; save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{path}, {place}: not valid JSON: {error.msg}; or write JSONL, one object a line") from error
+    for number, value in enumerate(values, start=1):
+        yield _check_object(number, value)
+
+
+def _read_parquet(path: Path) -> Iterator[RawRow | BadRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: not a Parquet file that can be read ({error}); write it again or give CSV or JSONL"
+        ) from error
+    number = 0
+    with table:
+        try:
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS):
+                yield from _batch_rows(batch, number)
+                number += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: damaged behind row {number} ({error}); write the file again") from error
+
+
+def _batch_rows(batch: Any, offset: int) -> Iterator[RawRow | BadRow]:
+    try:
+        for i, values in enumerate(batch.to_pylist(), start=offset + 1):
+            yield RawRow(i, values)
+        return
+    except UnicodeDecodeError:
+        pass  # to_pylist fails as a whole, before its first row: find the faulty cells one by one
+    for i in range(batch.num_rows):
+        values = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                values[name] = column[i].as_py()
+            except UnicodeDecodeError as error:
+                excerpt = bytes(error.object)[:40].decode("utf-8", errors="backslashreplace")
+                yield BadRow(
+                    offset + i + 1, name, excerpt, "not UTF-8 text", "write the column as UTF-8, or correct the bytes"
+                )
+                break
+        else:
+            yield RawRow(offset + i + 1, values)
+
+
+def _read_folder(path: Path, split: str) -> Iterator[RawRow | BadRow]:
+    import datasets
+
+    if not any((path / name).exists() for name in ("dataset_info.json", "state.json", "dataset_dict.json")):
+        tables = sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+        hint = f"give one of its files: {', '.join(tables[:10])}" if tables else f"formats: {FORMATS}"
+        raise DataError(f"{path}: is a folder, but not one written by Dataset.save_to_disk; {hint}")
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # the library raises what its readers raise
+        raise DataError(f"{path}: cannot be loaded as a saved dataset ({_first_line(error)}); save it again") from error
+    if isinstance(loaded, dict):
+        if split not in loaded:
+            near = difflib.get_close_matches(split, list(loaded), n=1)
+            hint = f"did you mean {path}:{near[0]}? " if near else ""
+            raise DataError(f"{path}: has no split {split!r}; {hint}it has {', '.join(loaded)} (write {path}:SPLIT)")
+        loaded = loaded[split]
+    return _dataset_rows(loaded)
+
+
+def _read_hub(name: str, split: str) -> Iterator[RawRow | BadRow]:
+    import datasets
+
+    parts = name.split("/")
+    config = parts[2] if len(parts) == 3 else None
+    try:
+        loaded = datasets.load_dataset("/".join(parts[:2]), config, split=split)
+    except Exception as error:  # network, hub and builder faults share no base class
+        remedy = "check the id and the split (id:split, or owner/name/config:split), or give a file"
+        raise DataError(
+            f"{name}: no such file here, and not to be had from the hub: {_first_line(error)}; {remedy}"
+        ) from error
+    return _dataset_rows(loaded)
+
+
+def _dataset_rows(dataset: Any) -> Iterator[RawRow]:
+    names = {key: feature.names for key, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"}
+    number = 0
+    for batch in dataset.iter(batch_size=_BATCH_ROWS):
+        for row in zip(*batch.values(), strict=True):
+            number += 1
+            values = dict(zip(batch, row, strict=True))
+            for key, labels in names.items():
+                index = values[key]
+                values[key] = labels[index] if index is not None and index >= 0 else None
+            yield RawRow(number, values)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
