@@ -19,7 +19,18 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer():
+def one_thread():
+    """Tiny matrices are slower on many threads than on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(one_thread):
     """A small byte-level BPE with a ChatML template; <|im_end|> ends a turn, <|endoftext|> is the eos token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -338,12 +338,12 @@ class EpisodeSource:
         self.piece = Pieces(tokenizer)
         self.random = random.Random(seed)
         self._kinds = {
-            "pool": 0.34,
+            "pool": 0.40,
             "prose_pool": 0.30,
-            "lookup": 0.10,
-            "choice": 0.10,
-            "cloze": 0.05,
-            "next_sentence": 0.03,
+            "lookup": 0.12,
+            "choice": 0.06,
+            "cloze": 0.02,
+            "next_sentence": 0.02,
             "yes_no": 0.03,
             "number": 0.05,
         }
@@ -370,7 +370,7 @@ class EpisodeSource:
     # one method a kind of task
 
     def _pool(self) -> Episode | None:
-        pool = self.random.choices(self.tasks.pools, (6, 2, 1, 1, 3))[0]
+        pool = self.random.choices(self.tasks.pools, (5, 2, 1, 1, 4))[0]
         return self._classification(pool, self.random.sample(range(len(pool.members)), self._n_classes(len(pool.members))))
 
     def _prose_pool(self) -> Episode | None:
@@ -411,7 +411,7 @@ class EpisodeSource:
         order = list(range(len(classes)))
         rng.shuffle(order)
         shown = [names[i] for i in order]
-        limit = 48 if k > 3 else 72
+        limit = 36 if k > 3 else 56
         stem = self.piece(rng.choice(STEMS[pool.kind])) if rng.random() < 0.3 else []
         answer_type = rng.choices(("choice", "per_row", "label", "span"), (0.68, 0.10, 0.16, 0.06))[0]
         blocks = []

@@ -18,6 +18,7 @@ from semievol.errors import DataError
 from semievol.letters import read_letter
 from semievol.quantities import last_number, numbers_agree, read_number, read_statement, tidy_numbers, write_number
 from semievol.statements import (
+    TextIndex,
     find_statements,
     first_line,
     fold_text,
@@ -37,6 +38,7 @@ _DEFAULT_METRICS = {
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _BULLET = re.compile(r"\n[ \t]{0,8}[-+*][ \t]{1,4}")
 _LATEX_SPAN = re.compile(r"\\(?:boxed|text|textbf|mathrm)\s{0,2}\{([^{}]*)\}")
+_CLAUSE = re.compile(r"[.,;:!?()/\n]|\s-\s")
 _SPAN_MARKS = " \t*_`\"'\u2018\u2019\u201c\u201d"
 _TOKEN = re.compile(r"[\u0e00-\u0eff\u2e80-\ud7ff\uf900-\ufaff]|[^\W_\u0e00-\u0eff\u2e80-\ud7ff\uf900-\ufaff]+")
 
@@ -195,13 +197,25 @@ def _read_label(body: str, labels: tuple[str, ...], template: str | None) -> str
             if found is not None:
                 return labels[found]
     for statement in reversed(statements):
-        named = index.contained(fold_text(first_line(statement)))
+        line = first_line(statement)
+        named = _leading_labels(line, index) or index.contained(fold_text(line))
         if named:
             return labels[named.pop()] if len(named) == 1 else None
     lines = body.split("\n")
-    outright = {found for line in (lines[0], lines[-1]) if (found := index.exact(line)) is not None}
+    outright = _leading_labels(lines[0], index) | _leading_labels(lines[-1], index)
     named = outright or index.contained(fold_text(body))
     return labels[named.pop()] if len(named) == 1 else None
+
+
+def _leading_labels(line: str, index: TextIndex) -> set[int]:
+    """The label that a line begins with ("Yes, because no one ..."), and a second one right behind ("yes, no")."""
+    found = index.exact(line)
+    if found is not None:
+        return {found}
+    head, *rest = _CLAUSE.split(line, maxsplit=2)
+    first = index.exact(head)
+    second = index.exact(re.sub(r"^\s*(?:or|and)\b", "", rest[0])) if rest else None
+    return {position for position in (first, second) if position is not None} if first is not None else set()
 
 
 def _last_line_first(statements: list[str]) -> list[str]:

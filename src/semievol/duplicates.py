@@ -3,9 +3,9 @@
 Rows are exact duplicates when their normal forms are equal: NFKC, case folded, whitespace and punctuation collapsed;
 signs that carry meaning (`+`, `*`, the minus of a number) stay, so "3 + 4" and "3 * 4" differ. Near duplicates have
 a Jaccard similarity of their token sets of at least the threshold. The search is exact, it misses no pair: two sets
-that reach the threshold t share a token among the first |x| - ceil(t |x|) + 1 in any common order (prefix filtering;
-Bayardo et al. 2007, Xiao et al. 2008), and with rare tokens first few rows share one. Only rows that others are
-compared with are held, as tuples of token numbers.
+that reach the threshold t share a token among the first |x| - ceil(t |x|) + 1 in any common order, and two among one more (prefix
+filtering; Bayardo et al. 2007, Xiao et al. 2008), and with rare tokens first few rows share one. Only rows that others
+are compared with are held, as tuples of token numbers.
 """
 
 import hashlib
@@ -15,6 +15,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
+from typing import NamedTuple
 
 from semievol.types import Example, SplitName, choice_letter
 
@@ -25,6 +27,8 @@ _PUNCTUATION = re.escape("!\"'(),.:;?[]{}`-‘’“”„‚–—―…«»‹
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+|[^\w\s{_PUNCTUATION}]|-(?=\d)|(?<=\s)-(?=\s)")
 _ROUNDING = 1e-9
+_PAIR_PREFIX = 5
+"""Prefix up to which rows are found by pairs of rare tokens: short rows of few words share single ones too often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +74,26 @@ def find_duplicates(
         drop: Written to the records.
     """
     index = _Index(similarity, shared_choices=shared_choices)
-    index.number_tokens([*test, *labeled])
+    index.number_tokens(chain(test, labeled))
     for row in test:
-        index.add(row, "test")
+        index.add(index.view(row), "test")
     found: list[Duplicate] = []
-    kept: list[Example] = []
+    kept: list[_View] = []
     for row in labeled:
-        match = index.find(row)
+        view = index.view(row)
+        match = index.find(view)
         if match is None:
-            index.add_exact(row, "labeled")
-            kept.append(row)
+            index.add_exact(view, "labeled")
+            kept.append(view)
         else:
             found.append(Duplicate(row.id, "labeled", match.id, match.split, match.similarity, drop))
-    for row in kept:  # only now: near duplicates among labelled rows are no fault
-        index.add_near(row, "labeled")
+    for view in kept:  # only now: near duplicates among labelled rows are no fault
+        index.add_near(view, "labeled")
     for row in unlabeled:
-        match = index.find(row)
+        view = index.view(row)
+        match = index.find(view)
         if match is None:
-            index.add_exact(row, "unlabeled")
+            index.add_exact(view, "unlabeled")
         else:
             found.append(Duplicate(row.id, "unlabeled", match.id, match.split, match.similarity, drop))
     return found
@@ -104,9 +110,10 @@ def find_duplicates_within(
     index.number_tokens(rows)
     found = []
     for row in rows:
-        match = index.find(row)
+        view = index.view(row)
+        match = index.find(view)
         if match is None:
-            index.add(row, None)
+            index.add(view, None)
         else:
             found.append(Duplicate(row.id, None, match.id, None, match.similarity, drop))
     return found
@@ -133,14 +140,21 @@ def _target_text(row: Example) -> str | None:
     return row.target
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _View(NamedTuple):
+    """What is compared of a row."""
+
+    id: str
+    key: bytes
+    """Digest of the normal form."""
+    tokens: frozenset[str]
+
+
+class _Entry(NamedTuple):
     id: str
     split: SplitName | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Match:
+class _Match(NamedTuple):
     id: str
     split: SplitName | None
     similarity: float
@@ -157,6 +171,11 @@ class _Index:
         self._entries: list[_Entry] = []
         self._tokens: list[tuple[int, ...]] = []
         self._postings: defaultdict[int, list[int]] = defaultdict(list)
+        self._pair_postings: defaultdict[int, list[int]] = defaultdict(list)
+        # Rows of up to `_pairs_to` tokens are found by pairs; those from `_singles_from` on by single tokens as well,
+        # since a partner beyond `_pairs_to * t` looks for them there, and its partners are at most 1 / t away.
+        self._pairs_to = _PAIR_PREFIX / (1 - similarity) if self._near else 0.0
+        self._singles_from = similarity**2 * self._pairs_to - 4 * _ROUNDING
         self._number: dict[str, int] = {}
 
     def number_tokens(self, rows: Iterable[Example]) -> None:
@@ -165,48 +184,73 @@ class _Index:
             return
         counts: Counter[str] = Counter()
         for row in rows:
-            counts.update(set(tokenize("\n".join(self._parts(row)))))
+            counts.update(self.view(row).tokens)
         order = sorted(counts, key=lambda token: (counts[token], token))
         self._number = {token: i for i, token in enumerate(order)}
 
-    def add(self, row: Example, split: SplitName | None) -> None:
-        self.add_exact(row, split)
-        self.add_near(row, split)
+    def view(self, row: Example) -> _View:
+        """The row's normal form and token set, from one pass over its text."""
+        parts = [row.question, row.context or "", *(turn.content for turn in row.history)]
+        if not self._shared_choices:
+            parts += row.choices
+        tokens = [tokenize(part) for part in parts]
+        text = "\x1f".join(" ".join(found) or part.strip() for found, part in zip(tokens, parts, strict=True))
+        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return _View(row.id, key, frozenset(chain.from_iterable(tokens)))
 
-    def add_exact(self, row: Example, split: SplitName | None) -> None:
-        self._exact.setdefault(self._key(row), _Entry(row.id, split))
+    def add(self, view: _View, split: SplitName | None) -> None:
+        self.add_exact(view, split)
+        self.add_near(view, split)
 
-    def add_near(self, row: Example, split: SplitName | None) -> None:
+    def add_exact(self, view: _View, split: SplitName | None) -> None:
+        self._exact.setdefault(view.key, _Entry(view.id, split))
+
+    def add_near(self, view: _View, split: SplitName | None) -> None:
         if not self._near:
             return
-        tokens, _ = self._token_numbers(row)
+        tokens, _ = self._token_numbers(view)
         if len(tokens) < MIN_NEAR_TOKENS:
             return
         position = len(self._entries)
-        self._entries.append(_Entry(row.id, split))
+        self._entries.append(_Entry(view.id, split))
         self._tokens.append(tokens)
-        for token in tokens[: self._prefix_length(len(tokens))]:
-            self._postings[token].append(position)
+        if len(tokens) <= self._pairs_to:
+            for pair in self._pairs(tokens[: self._prefix_length(len(tokens)) + 1]):
+                self._pair_postings[pair].append(position)
+        if len(tokens) >= self._singles_from:
+            for token in tokens[: self._prefix_length(len(tokens))]:
+                self._postings[token].append(position)
 
-    def find(self, row: Example) -> _Match | None:
-        """The kept row that `row` repeats: an exact duplicate, else the most similar row, test before labelled."""
-        exact = self._exact.get(self._key(row))
-        if exact is not None:
-            return _Match(exact.id, exact.split, 1.0)
-        return self._find_near(row) if self._near else None
+    def _pairs(self, prefix: Sequence[int]) -> list[int]:
+        n = len(self._number)
+        return [a * n + b for a, b in combinations(prefix, 2)]
 
-    def _find_near(self, row: Example) -> _Match | None:
-        known, n_unknown = self._token_numbers(row)
+    def _candidates(self, known: Sequence[int], n_unknown: int) -> set[int]:
+        """Positions of all rows that may reach the similarity. Sizes of a pair differ by the factor t at most."""
         size = len(known) + n_unknown
         # Tokens that no added row has come first in the common order: they fill the prefix and match nothing.
         prefix = self._prefix_length(size) - n_unknown
-        if size < MIN_NEAR_TOKENS or prefix <= 0:
+        if size / self._similarity + _ROUNDING <= self._pairs_to:
+            pairs = self._pairs(known[: max(0, prefix + 1)])
+            return {position for pair in pairs for position in self._pair_postings.get(pair, ())}
+        return {position for token in known[: max(0, prefix)] for position in self._postings.get(token, ())}
+
+    def find(self, view: _View) -> _Match | None:
+        """The kept row that a row repeats: an exact duplicate, else the most similar row, test before labelled."""
+        exact = self._exact.get(view.key)
+        if exact is not None:
+            return _Match(exact.id, exact.split, 1.0)
+        return self._find_near(view) if self._near else None
+
+    def _find_near(self, view: _View) -> _Match | None:
+        known, n_unknown = self._token_numbers(view)
+        size = len(known) + n_unknown
+        if size < MIN_NEAR_TOKENS:
             return None
         smallest, largest = size * self._similarity - _ROUNDING, size / self._similarity + _ROUNDING
-        candidates = {position for token in known[:prefix] for position in self._postings.get(token, ())}
         tokens = frozenset(known)
         best: tuple[bool, float, int] | None = None
-        for position in candidates:
+        for position in self._candidates(known, n_unknown):
             other = self._tokens[position]
             if not smallest <= len(other) <= largest:
                 continue
@@ -223,16 +267,7 @@ class _Index:
     def _prefix_length(self, size: int) -> int:
         return size - math.ceil(self._similarity * size - _ROUNDING) + 1
 
-    def _token_numbers(self, row: Example) -> tuple[tuple[int, ...], int]:
+    def _token_numbers(self, view: _View) -> tuple[tuple[int, ...], int]:
         """Sorted numbers of the row's known tokens, and how many of its tokens are unknown."""
-        tokens = set(tokenize("\n".join(self._parts(row))))
-        known = sorted(self._number[token] for token in tokens if token in self._number)
-        return tuple(known), len(tokens) - len(known)
-
-    def _key(self, row: Example) -> bytes:
-        parts = (" ".join(tokenize(part)) or part.strip() for part in self._parts(row))
-        return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-    def _parts(self, row: Example) -> list[str]:
-        parts = [row.question, row.context or "", *(turn.content for turn in row.history)]
-        return parts if self._shared_choices else [*parts, *row.choices]
+        known = sorted(self._number[token] for token in view.tokens if token in self._number)
+        return tuple(known), len(view.tokens) - len(known)

@@ -24,7 +24,8 @@ _NAMED_BEFORE = re.compile(
     r"(?:\b(?:option|choice|letter|answer)\s{0,3}[:(\[\"']{0,2}\s{0,2}|[(\[]\s{0,2})$", re.IGNORECASE
 )
 _NEGATED_BEFORE = re.compile(
-    r"(?:\b(?:not|never|nor|cannot be)|n't)(?:\s{1,2}(?:option|choice|answer))?\s{1,3}[(\[\"']?\s?$", re.IGNORECASE
+    r"(?:\b(?:not|never|nor|neither|cannot)|n't)(?:\s{1,2}be)?(?:\s{1,2}(?:option|choice|answer))?\s{1,3}[(\[\"']?\s?$",
+    re.IGNORECASE,
 )
 _VERDICT = re.compile(
     rf"(?<![A-Za-z0-9_']){_WORD}[)\]\"'.]{{0,2}}\s{{1,3}}(?:is|must be|should be|would be)\s{{1,3}}"
@@ -136,15 +137,8 @@ def _name_anywhere(text: str, choices: tuple[str, ...], letters: tuple[str, ...]
 def _mask(text: str, choices: tuple[str, ...]) -> str:
     """`text` with the wording of the options (of three characters or more) blanked out."""
     lowered = text.lower()
-    if len(lowered) != len(text):
-        return text
-    for option in sorted(
-        {choice.strip().lower() for choice in choices if len(choice.strip()) > 2}, key=len, reverse=True
-    ):
-        start = lowered.find(option)
-        while start >= 0:
-            blank = " " * len(option)
-            text = text[:start] + blank + text[start + len(option) :]
-            lowered = lowered[:start] + blank + lowered[start + len(option) :]
-            start = lowered.find(option, start + len(option))
+    wordings = {choice.strip().lower() for choice in choices if len(choice.strip()) > 2}
+    for wording in sorted(wordings, key=lambda wording: (-len(wording), wording)):
+        if wording in lowered:
+            text = re.sub(re.escape(wording), " ", text, flags=re.IGNORECASE)
     return text

@@ -1,7 +1,8 @@
 """Measures of answers and of confidence, with intervals and paired tests. NumPy and SciPy, pure functions.
 
-No function takes an empty set for 0: no rows, lengths that differ, NaN and values out of range raise DataError. Rows of one `group` (document, customer) are not independent, so wherever groups are given whole groups are resampled.
-Bootstrap draws work on one sum and one count a group and come in blocks, so memory stays bounded.
+No function takes an empty set for 0: no rows, lengths that differ, NaN and values out of range raise DataError. Rows of
+one `group` (document, customer) are not independent, so wherever groups are given whole groups are resampled. Bootstrap
+draws work on one sum and one count a group and come in blocks, so memory stays bounded.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -284,7 +285,7 @@ def histogram_counts(
 
 
 def _bootstrap_means(rows: Floats, groups: Groups | None, *, n_bootstrap: int, seed: int) -> Floats:
-    """Means of `rows` (m, n) over resampled units, shape (n_bootstrap, m); a unit is a row, or a group with all its rows."""
+    """Means of `rows` (m, n) over resampled units (rows, or groups with all their rows), shape (n_bootstrap, m)."""
     if n_bootstrap < 1:
         raise DataError(f"n_bootstrap is {n_bootstrap}; at least 1 is needed")
     positions, n_units = _group_positions(groups, rows.shape[1])

@@ -23,14 +23,14 @@ _POWER_OF_TEN = re.compile(r"(?<=\d)[ ]?(?:\u00d7|x|\*|\\times|\\cdot)[ ]?10[ ]?
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 _PLAIN = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _NUMBER = re.compile(
-    rf"(?:(?<![\w.)\]])(?P<sign>[-+])[ ]{{0,2}})?(?<![A-Za-z^\d.])(?<!\d,)"
+    rf"(?:(?<![\w.)\]])(?P<sign>[-+])[ ]{{0,2}})?(?<![A-Za-z^\d.])(?<!\d[,:])"
     rf"(?:(?P<whole>\d{{1,9}})[ ](?=\d{{1,9}}[ ]?/[ ]?\d))?"
-    rf"(?P<digits>{_PLAIN})(?P<exponent>[eE][-+]?\d+)?(?:[ ]?/[ ]?(?P<below>{_PLAIN}))?(?![.,]?\d)"
+    rf"(?P<digits>{_PLAIN})(?P<exponent>[eE][-+]?\d+)?(?:[ ]?/[ ]?(?P<below>{_PLAIN}))?(?![.,:]?\d|\^)"
 )
 _OPERATOR = re.compile(
     r"\s{0,3}(?:%\s{0,2})?(?:[-+*/=\u00d7\u00f7^]|x\s?\d|(?:or|to|and|plus|minus|times|divided)\b)", re.IGNORECASE
 )
-_RANGE = re.compile(r"\s{0,3}(?:%\s{0,2})?(?:or|to|-)\s{0,3}\d[\d.,]{0,40}\s{0,3}%?\W{0,8}$", re.IGNORECASE)
+_RANGE = re.compile(r"\s{0,3}(?:%\s{0,2})?(?:or|to|and|[-,;])?\s{0,3}\d[\d.,]{0,40}\s{0,3}%?\W{0,8}$", re.IGNORECASE)
 
 
 def tidy_numbers(text: str) -> str:
@@ -55,7 +55,7 @@ def read_number(text: str) -> Fraction | None:
 def read_statement(text: str) -> Fraction | None:
     """The number that a final statement gives: the first where the statement begins with it, else the last.
 
-    "42 because 6 * 7" gives 42, "6 * 7 = 42" gives 42, "3 or 5" and "3-5" give None.
+    "42 because 6 * 7" gives 42, "6 * 7 = 42" gives 42, "3 or 5", "3-5" and "3, 5" give None.
     """
     tidy = tidy_numbers(text).strip()
     first = _NUMBER.match(tidy.lstrip("*_([{\"' #:"))

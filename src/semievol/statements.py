@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 _MAX_MARKERS = 32
+_MAX_LINE = 4_000
 _INVISIBLE = dict.fromkeys((0x00AD, 0x200B, 0x200C, 0x200E, 0x200F, 0x2060, 0xFEFF))
 _PLAIN_MARKS = {
     **dict.fromkeys((0x2010, 0x2011, 0x2012, 0x2013, 0x2014, 0x2212), "-"),
@@ -63,12 +64,13 @@ def find_statements(text: str, template: str | None) -> list[str]:
         return []
     following = _NEXT_QUESTION.search(text, found[0][0])
     end = following.start() if following else len(text)
-    return [_cut_suffix(text[a : min(b, end)], frame) for a, b in found if a <= end][-_MAX_MARKERS:]
+    kept = [(a, min(b, end)) for a, b in found if a <= end][-_MAX_MARKERS:]
+    return [_cut_suffix(text[a:b], frame) for a, b in kept]
 
 
 def first_line(text: str) -> str:
-    """First line that is not blank, trimmed."""
-    return text.strip().partition("\n")[0].strip()
+    """First line that is not blank, trimmed; of a line without end the first 4,000 characters."""
+    return text.lstrip()[:_MAX_LINE].partition("\n")[0].strip()
 
 
 @lru_cache(maxsize=64)

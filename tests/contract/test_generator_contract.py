@@ -183,7 +183,7 @@ def test_score_choices_does_not_depend_on_the_company(backend, ref):
     whole = {s.id: s for s in backend.score_choices(reqs)}
     for r in reqs:
         (alone,) = backend.score_choices([r])
-        assert alone.logprobs == pytest.approx(whole[r.id].logprobs, abs=2e-5)
+        assert alone.logprobs == pytest.approx(whole[r.id].logprobs, abs=1e-4)
 
 
 def test_usage_grows(backend, ref):
@@ -313,7 +313,8 @@ def test_adapters_switch_and_equal_a_fresh_load(local, make_adapter):
             assert scores.logprobs == pytest.approx(reference_scores(reference, request)[1], abs=1e-4)
             assert scores.logprobs != pytest.approx(before[scores.id].logprobs, abs=1e-2)
     after = {s.id: s for s in generator.score_choices(choice_requests(ref, completions))}
-    assert after == before
+    for key, scores in after.items():
+        assert scores.logprobs == pytest.approx(before[key].logprobs, abs=1e-4)
 
 
 def test_one_call_may_mix_models(local, make_adapter):
@@ -402,7 +403,7 @@ def assert_same(left, right):
     for key, result in left.items():
         assert texts(result) == texts(right[key])
         for a, b in zip(result.completions, right[key].completions, strict=True):
-            assert a.token_logprobs == pytest.approx(b.token_logprobs, abs=2e-5)
+            assert a.token_logprobs == pytest.approx(b.token_logprobs, abs=1e-4)
 
 
 def record_tokens(monkeypatch):

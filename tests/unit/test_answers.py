@@ -31,6 +31,9 @@ ROW = Example(id="r1", question="Which?", choices=OPTIONS)
 OPEN = Example(id="r1", question="Which?")
 FACTS = TaskFacts()
 LABEL_FACTS = TaskFacts(labels=LABELS)
+COMPLETE_CHOICE, COMPLETE_LABEL, COMPLETE_NUMBER, COMPLETE_SPAN = (
+    PromptBuilder(task, FACTS) for task in (CHOICE, LABEL, NUMBER, SPAN)
+)
 
 
 def row(*choices: str) -> Example:
@@ -96,6 +99,8 @@ def parse_span(text: str) -> str | None:
         ("A is the correct option here", "A"),
         ("The answer is not A, but B.", "B"),
         ("The answer is not A; the answer is C.", "C"),
+        ("It can't be A, so it must be C.", "C"),
+        ("The answer is **B** and not C.", "B"),
         ("The answer is most likely B", "B"),
         ("I think it is C.", "C"),
         ("I choose B", "B"),
@@ -149,6 +154,8 @@ def test_parse_answer_reads_choice(text: str, letter: str) -> None:
         "???",
         "Answer: 42",
         "Answer: I do not know",
+        "Answer: A common cause",
+        "Answer: neither A nor B",
     ],
 )
 def test_parse_answer_gives_none_where_no_choice_is_made(text: str) -> None:
@@ -235,6 +242,12 @@ def test_parse_answer_tells_labels_apart_that_differ_in_punctuation() -> None:
     assert [parse_label(f"Answer: {label}", labels) for label in labels] == list(labels)
 
 
+def test_parse_answer_takes_label_that_leads_a_sentence() -> None:
+    assert parse_label("Answer: Yes, because no one objects", ("yes", "no")) == "yes"
+    assert parse_label("No. There is no yes.", ("yes", "no")) == "no"
+    assert parse_label("Answer: yes, or no", ("yes", "no")) is None
+
+
 def test_parse_answer_keeps_negated_label_apart() -> None:
     labels = ("entailment", "not_entailment")
     assert parse_label("It is not entailment", labels) == "not_entailment"
@@ -315,6 +328,9 @@ def test_parse_answer_reads_number(text: str, number: str) -> None:
         "9" * 101,
         "Answer: 3 or 5",
         "3-5",
+        "Answer: 4, 5",
+        "10^3",
+        "12:30",
         "1.2.3",
         "x5",
         "nan",
@@ -359,7 +375,7 @@ def test_parse_answer_takes_template_words_off_text() -> None:
 
 
 @pytest.mark.parametrize("task", [CHOICE, LABEL, NUMBER, SPAN, TEXT], ids=lambda task: task.type)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     text=st.text()
     | st.lists(
@@ -374,11 +390,11 @@ def test_parse_answer_never_raises_and_stays_in_its_set(task: TaskConfig, text: 
 
 
 @given(options=st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=40), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_parse_answer_reads_back_every_letter(options: list[str], data: st.DataObject) -> None:
     example = row(*options)
     letter = choice_letter(data.draw(st.integers(0, len(options) - 1)))
-    for completion in (PromptBuilder(CHOICE, FACTS).completion(letter, example), f"answer : {letter.lower()}", letter):
+    for completion in (COMPLETE_CHOICE.completion(letter, example), f"answer : {letter.lower()}", letter):
         assert parse_choice(completion, example) == letter
 
 
@@ -386,30 +402,31 @@ def test_parse_answer_reads_back_every_letter(options: list[str], data: st.DataO
     labels=st.lists(
         st.text("abAB 1-_+?.\u00e9\u4f60\U0001f44d", min_size=1, max_size=8).map(str.strip).filter(bool),
         min_size=1,
+        max_size=8,
         unique=True,
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_parse_answer_reads_back_every_label(labels: list[str]) -> None:
     facts = TaskFacts(labels=tuple(labels))
     for label in labels:
-        assert parse_answer(PromptBuilder(LABEL, facts).completion(label, OPEN), OPEN, LABEL, facts) == label
+        assert parse_answer(COMPLETE_LABEL.completion(label, OPEN), OPEN, LABEL, facts) == label
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=6) | st.integers(-(10**30), 10**30) | st.fractions())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_parse_answer_reads_back_every_number(value: object) -> None:
     target = normalize_target(
         format(value, "f") if hasattr(value, "as_tuple") else str(value), OPEN, NUMBER, FACTS
     ).value
-    assert parse_number(PromptBuilder(NUMBER, FACTS).completion(target, OPEN)) == target
+    assert parse_number(COMPLETE_NUMBER.completion(target, OPEN)) == target
     assert normal_form(target, NUMBER) == target
 
 
 @given(st.text("abz .,'-\u00e9\u4f60", min_size=1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_parse_answer_reads_back_every_span(span: str) -> None:
-    parsed = parse_span(PromptBuilder(SPAN, FACTS).completion(span.strip(), OPEN))
+    parsed = parse_span(COMPLETE_SPAN.completion(span.strip(), OPEN))
     if parsed is None:
         assert not any(ch.isalpha() for ch in span)
     elif any(ch.isalpha() for ch in span):
@@ -417,7 +434,7 @@ def test_parse_answer_reads_back_every_span(span: str) -> None:
 
 
 @pytest.mark.parametrize("task", [CHOICE, LABEL, NUMBER, SPAN, TEXT], ids=lambda task: task.type)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(answer=st.text())
 def test_normal_form_is_idempotent_and_not_empty(task: TaskConfig, answer: str) -> None:
     form = normal_form(answer, task)

@@ -143,8 +143,6 @@ def test_paired_difference_draws_sign_flips_of_many_rows() -> None:
     b = generator.random(200)
     same = paired_difference(b + generator.normal(0, 0.1, 200), b, n_bootstrap=2000, seed=0)
     better = paired_difference(b + 0.05 + generator.normal(0, 0.1, 200), b, n_bootstrap=2000, seed=0)
-    reference = stats.ttest_1samp(generator.normal(0, 1, 10), 0).pvalue
-    assert 0 < reference < 1
     assert same.p_value > 0.05
     assert better.p_value == pytest.approx(1 / 2001)
 
@@ -276,9 +274,8 @@ def test_risk_coverage_does_not_depend_on_order_of_ties() -> None:
 
 
 def test_precision_by_coverage_keeps_the_surest_rows() -> None:
-    assert precision_by_coverage([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0], (0.01, 0.5, 1.0)) == pytest.approx(
-        [(0.01, 1.0), (0.5, 0.5), (1.0, 0.5)]
-    )
+    points = precision_by_coverage([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0], (0.01, 0.5, 1.0))
+    assert points == [(0.01, 1.0), (0.5, 0.5), (1.0, 0.5)]
     with pytest.raises(DataError, match="coverage 0"):
         precision_by_coverage([0.9], [1], (0.0,))
 

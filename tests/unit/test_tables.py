@@ -85,7 +85,7 @@ def test_read_table_without_rows_raises(tmp_path: Path, content: str) -> None:
 
 
 def test_read_table_utf16_raises_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="UTF-16 text; save it as UTF-8"):
+    with pytest.raises(DataError, match=r"UTF-16 text; save it as UTF-8"):
         read(tmp_path / "a.csv", "q,a\n1,2\n".encode("utf-16"))
 
 
@@ -96,7 +96,7 @@ def test_read_table_missing_file_suggests_a_near_name(tmp_path: Path) -> None:
 
 
 def test_read_table_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the folder .*nowhere is not there either"):
+    with pytest.raises(DataError, match=r"the folder .*nowhere is not there either"):
         list(read_table(str(tmp_path / "nowhere" / "a.csv")))
 
 
@@ -163,7 +163,7 @@ def test_read_table_saved_dataset_turns_class_labels_into_names(tmp_path: Path) 
     datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
     assert [row.values["label"] for row in read_table(str(tmp_path / "saved"))] == ["yes", "no", None]
     assert len(list(read_table(f"{tmp_path / 'saved'}:train", hub_split="test"))) == 3
-    with pytest.raises(DataError, match="no split 'trian'; did you mean .*saved:train"):
+    with pytest.raises(DataError, match=r"no split 'trian'; did you mean .*saved:train"):
         list(read_table(f"{tmp_path / 'saved'}:trian"))
 
 

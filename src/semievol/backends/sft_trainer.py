@@ -252,12 +252,12 @@ class _StepCallback(TrainerCallback):  # type: ignore[misc]
             self._progress(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._progress is not None:
+            self._progress(1)
         if state.global_step >= state.max_steps:
             control.should_save = False  # the finished folder is written right after
         if self.interrupted:
             control.should_save = control.should_training_stop = True
-        if self._progress is not None:
-            self._progress(1)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         written = self._clock.with_suffix(".tmp")
