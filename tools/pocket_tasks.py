@@ -83,6 +83,20 @@ STEMS = {
     "sentiment": ("What is the sentiment of the following sentence?", "Judge the sentiment of the text:", "Review:"),
     "passage": ("Which topic fits this sentence?", "Text:", "Sentence:"),
 }
+MIXTURES = {  # share of the episodes by kind of task
+    "broad": {
+        "pool": 0.40,
+        "prose_pool": 0.30,
+        "lookup": 0.10,
+        "choice": 0.06,
+        "cloze": 0.03,
+        "next_sentence": 0.03,
+        "yes_no": 0.03,
+        "number": 0.05,
+    },
+    # what a small budget can learn: short questions, most of them with demonstrations that tell the answer
+    "focused": {"pool": 0.52, "prose_pool": 0.16, "lookup": 0.26, "choice": 0.02, "yes_no": 0.01, "number": 0.03},
+}
 JUSTIFY_LINE = "Decide which answer is right."
 
 
@@ -328,25 +342,18 @@ class Block:
     question: list[int]
     options: list[list[int]] | None
     answer: list[int]
+    trained: bool = True
 
 
 class EpisodeSource:
     """Draws episodes; the same seed gives the same ones."""
 
-    def __init__(self, tasks: Tasks, tokenizer: Any, seed: int) -> None:
+    def __init__(self, tasks: Tasks, tokenizer: Any, seed: int, mixture: str) -> None:
         self.tasks = tasks
         self.piece = Pieces(tokenizer)
         self.random = random.Random(seed)
-        self._kinds = {
-            "pool": 0.40,
-            "prose_pool": 0.30,
-            "lookup": 0.12,
-            "choice": 0.06,
-            "cloze": 0.02,
-            "next_sentence": 0.02,
-            "yes_no": 0.03,
-            "number": 0.05,
-        }
+        self._kinds = MIXTURES[mixture]
+        self._mixture = mixture
 
     def __iter__(self) -> Iterator[Episode]:
         while True:
@@ -396,7 +403,7 @@ class EpisodeSource:
             rows.extend((int(members[i]), position) for i in rng.sample(range(len(members)), count))
         query = rows.pop(rng.randrange(len(rows)))
         naming = rng.choices(("real", "nonsense", "permuted"), (0.62, 0.26, 0.12))[0]
-        k = rng.choices(range(7), (3, 2, 2, 5, 3, 3, 3))[0] if naming == "real" else rng.choices(range(2, 7), (2, 5, 3, 3, 3))[0]
+        k = rng.choices(range(7), (3, 1, 1, 5, 2, 3, 5))[0] if naming == "real" else rng.choices(range(2, 7), (2, 5, 3, 3, 3))[0]
         demonstrations = self._neighbours(pool, rows, query, k)
         if naming != "real" and all(c != query[1] for _, c in demonstrations):
             same = [row for row in rows if row[1] == query[1]]
@@ -411,9 +418,11 @@ class EpisodeSource:
         order = list(range(len(classes)))
         rng.shuffle(order)
         shown = [names[i] for i in order]
-        limit = 36 if k > 3 else 56
+        limit = 40 if k > 3 else 64
+        if self._mixture == "focused":
+            limit = limit * 5 // 8
         stem = self.piece(rng.choice(STEMS[pool.kind])) if rng.random() < 0.3 else []
-        answer_type = rng.choices(("choice", "per_row", "label", "span"), (0.68, 0.10, 0.16, 0.06))[0]
+        answer_type = rng.choices(("choice", "per_row", "label", "span"), (0.72, 0.08, 0.15, 0.05))[0]
         blocks = []
         for text, position in [*demonstrations, query]:
             question = stem + pool.texts.row(text, limit)
@@ -446,7 +455,7 @@ class EpisodeSource:
         """k demonstrations, least similar first: the nearest, random ones, or one of each of several classes."""
         rng = self.random
         k = min(k, len(rows))
-        mode = rng.choices(("nearest", "random", "covered"), (0.65, 0.20, 0.15))[0]
+        mode = rng.choices(("nearest", "random", "covered"), (0.75, 0.12, 0.13))[0]
         if mode == "random" or k == 0:
             return rng.sample(rows, k)
         if mode == "covered":
@@ -460,26 +469,27 @@ class EpisodeSource:
         return [rows[i] for i in np.argsort(similarity)[len(rows) - k :]]
 
     def _lookup(self) -> Episode | None:
-        """Words with arbitrary labels; the question repeats one of the demonstrations, or shares a word with it."""
+        """Words with arbitrary labels; each question but the first of a kind repeats one of before, whole or in part."""
         rng = self.random
         n = rng.randint(2, 8)
         names = [self._nonsense() for _ in range(n)]
-        k = rng.randint(2, 6)
-        texts = [rng.choices(self.tasks.words, k=rng.randint(1, 5)) for _ in range(k)]
-        labels = [rng.randrange(n) for _ in range(k)]
-        same = rng.randrange(k)
-        question = list(texts[same])
-        if rng.random() < 0.5:
-            question += rng.choices(self.tasks.words, k=rng.randint(1, 3))
-            rng.shuffle(question)
-        lettered = rng.random() < 0.75
-        blocks = [
-            Block(text, None, self.piece(LETTERS[label]) if lettered else names[label])
-            for text, label in zip([*texts, question], [*labels, labels[same]], strict=True)
-        ]
+        keys = [(rng.choices(self.tasks.words, k=rng.randint(1, 4)), rng.randrange(n)) for _ in range(rng.randint(2, 4))]
+        lettered = rng.random() < 0.85
+        blocks: list[Block] = []
+        seen: set[int] = set()
+        for i in range(rng.randint(3, 9)):
+            key = rng.randrange(len(keys)) if i < 2 or not seen else rng.choice((rng.randrange(len(keys)), rng.choice(sorted(seen))))
+            text, label = keys[key]
+            question = list(text)
+            if rng.random() < 0.5:
+                question += rng.choices(self.tasks.words, k=rng.randint(1, 3))
+                rng.shuffle(question)
+            blocks.append(Block(question, None, self.piece(LETTERS[label]) if lettered else names[label], key in seen))
+            seen.add(key)
+        if not blocks[-1].trained:
+            return None
         head = self._options(names) if lettered else []
-        episode = self._render(CHOICE_INSTRUCTIONS if lettered else SPAN_INSTRUCTIONS, head, blocks, None, train_demonstrations=False)
-        return episode
+        return self._render(CHOICE_INSTRUCTIONS if lettered else SPAN_INSTRUCTIONS, head, blocks, None)
 
     def _choice(self) -> Episode | None:
         rng = self.random
@@ -590,8 +600,6 @@ class EpisodeSource:
         head: list[int],
         blocks: list[Block],
         answers: list[list[int]] | None,
-        *,
-        train_demonstrations: bool = True,
     ) -> Episode:
         rng = self.random
         ids = [CLS]
@@ -606,7 +614,7 @@ class EpisodeSource:
         for block in blocks[:-1]:
             shown = self._block(block) + self.piece("Answer:")
             ids += shown + block.answer
-            trained += [0] * len(shown) + [int(train_demonstrations)] * len(block.answer)
+            trained += [0] * len(shown) + [int(block.trained)] * len(block.answer)
         last = self._block(blocks[-1])
         if answers is not None:
             last = last + self.piece("Proposed answers:") + self._joined(answers, ";") + self.piece(JUSTIFY_LINE)

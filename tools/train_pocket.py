@@ -42,13 +42,14 @@ FROZEN = "bert.embeddings.word_embeddings.weight"
 class Batches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
     """(input ids, targets with -100, weights), each (n, length): rows of like length, about `batch_tokens` in all."""
 
-    def __init__(self, tasks: Tasks, tokenizer: Any, batch_tokens: int, prose_share: float, seed: int) -> None:
+    def __init__(self, tasks: Tasks, tokenizer: Any, batch_tokens: int, prose_share: float, seed: int, mixture: str) -> None:
+        self.mixture = mixture
         self.tasks, self.tokenizer = tasks, tokenizer
         self.batch_tokens, self.prose_share, self.seed = batch_tokens, prose_share, seed
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()
-        source = EpisodeSource(self.tasks, self.tokenizer, self.seed * 1000 + (worker.id if worker else 0))
+        source = EpisodeSource(self.tasks, self.tokenizer, self.seed * 1000 + (worker.id if worker else 0), self.mixture)
         rng = source.random
         episodes = iter(source)
         n_sorted = max(EPISODES_SORTED, 4 * self.batch_tokens // 200)
@@ -114,7 +115,7 @@ def train(args: argparse.Namespace) -> None:
     model, tokenizer = load_model(args.device, args.seed)
     word_vectors = model.get_input_embeddings().weight.detach().numpy()
     tasks = pocket_tasks.load_tasks(args.shared, args.output_dir / "tokens", tokenizer, word_vectors, args.corpus_chars)
-    pocket_tasks.check_layout(EpisodeSource(tasks, tokenizer, 0), tokenizer)
+    pocket_tasks.check_layout(EpisodeSource(tasks, tokenizer, 0, args.mixture), tokenizer)
 
     named = {name: p for name, p in model.named_parameters() if name != FROZEN}
     model.get_input_embeddings().weight.requires_grad_(False)
@@ -141,7 +142,7 @@ def train(args: argparse.Namespace) -> None:
     forward = torch.compile(model.bert, dynamic=True) if args.compile else model.bert
 
     batches = torch.utils.data.DataLoader(
-        Batches(tasks, tokenizer, args.batch_tokens, args.prose_share, args.seed + int(state["step"]) + 100_003 * rank),
+        Batches(tasks, tokenizer, args.batch_tokens, args.prose_share, args.seed + int(state["step"]) + 100_003 * rank, args.mixture),
         batch_size=None,
         num_workers=args.workers,
         prefetch_factor=8 if args.workers else None,
@@ -272,6 +273,7 @@ def main() -> None:
     one.add_argument("--compile", action="store_true")
     one.add_argument("--batch-tokens", type=int, default=4096)
     one.add_argument("--prose-share", type=float, default=0.25, help="of the tokens")
+    one.add_argument("--mixture", choices=pocket_tasks.MIXTURES, default="broad")
     one.add_argument("--corpus-chars", type=int, default=0, help="of each corpus; 0: all")
     one.add_argument("--learning-rate", type=float, default=5e-4)
     one.add_argument("--weight-decay", type=float, default=0.01)

@@ -3,9 +3,9 @@
 Rows are exact duplicates when their normal forms are equal: NFKC, case folded, whitespace and punctuation collapsed;
 signs that carry meaning (`+`, `*`, the minus of a number) stay, so "3 + 4" and "3 * 4" differ. Near duplicates have
 a Jaccard similarity of their token sets of at least the threshold. The search is exact, it misses no pair: two sets
-that reach the threshold t share a token among the first |x| - ceil(t |x|) + 1 in any common order, and two among one more (prefix
-filtering; Bayardo et al. 2007, Xiao et al. 2008), and with rare tokens first few rows share one. Only rows that others
-are compared with are held, as tuples of token numbers.
+that reach the threshold t share a token among the first |x| - ceil(t |x|) + 1 in any common order, and two among one
+more (prefix filtering; Bayardo et al. 2007, Xiao et al. 2008), and with rare tokens first few rows share one. Only rows
+that others are compared with are held, as tuples of token numbers.
 """
 
 import hashlib

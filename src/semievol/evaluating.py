@@ -36,7 +36,7 @@ class EvaluateSummary:
     """ece, brier, mean_entropy and mean_nll; None where there is no confidence."""
     n_rejected: int
     n_seen: int
-    """Rows whose question stands among the labelled or pseudo-labelled rows of the run; 0 for a model without a run."""
+    """Rows that stand among the labelled or unlabelled rows of the run too; 0 for a model without a run."""
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _evaluate(
         asker.close()
     metric = default_metric(config.task)
     n_seen = 0 if run is None else _count_seen(run, rows)
-    seen = [f"{n_seen} of these rows stand among the rows that the model was trained on"] if n_seen else []
+    seen = [f"{n_seen} of these rows stand among the labelled or unlabelled rows of the run"] if n_seen else []
     return EvaluateSummary(
         model=name,
         test=test,
@@ -186,7 +186,7 @@ def _predict(asker: RowAsker, rows: Sequence[Example], model: ModelRef, reporter
 
 
 def _count_seen(run: FinishedRun, rows: Sequence[Example]) -> int:
-    """Rows whose question, context and options stand among the rows of the run that its model could have learned."""
+    """Rows whose question, context and options stand among the rows that the model of the run could learn from."""
     asked = {_key(row) for row in rows}
     known: set[Any] = set()
     for artifact in ("data/labeled", "data/unlabeled"):

@@ -89,9 +89,8 @@ class GroupValue(NamedTuple):
 
 
 class LossCurve(NamedTuple):
-    """Training losses of one training. `model` gives the colour; of several rounds the last is drawn solid."""
+    """Training losses of one training. `model` gives the colour; earlier rounds are faded."""
 
-    label: str
     model: str
     steps: Sequence[float]
     losses: Sequence[float]
@@ -106,12 +105,12 @@ def draw_histograms(name: str, rows: Sequence[Scored], *, x_label: str, x_range:
     edges = np.linspace(*x_range, 31)
     stacks = [_stack(row, edges) for row in rows]
     top = max(float((right + wrong).max()) for right, wrong in stacks) or 1.0
-    with _canvas(0.72 * len(rows) + 0.62) as (figure, svg):
+    with _canvas(0.74 * len(rows) + 0.62) as (figure, svg):
         axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
         for axis, row, (right, wrong) in zip(axes, rows, stacks, strict=True):
-            colour, width = _MODEL_COLOURS[row.model], np.diff(edges)
-            axis.bar(edges[:-1], right, width, align="edge", color=colour, linewidth=0)
-            axis.bar(edges[:-1], wrong, width, bottom=right, align="edge", color=colour, alpha=0.35, linewidth=0)
+            colour = _MODEL_COLOURS[row.model]
+            axis.stairs(right, edges, fill=True, color=colour)
+            axis.stairs(right + wrong, edges, baseline=right, fill=True, color=colour, alpha=0.35)
             axis.set_ylim(0, top * 1.02)
             axis.set_xlim(*x_range)
             axis.set_yticks([])
@@ -122,7 +121,8 @@ def draw_histograms(name: str, rows: Sequence[Scored], *, x_label: str, x_range:
                 xytext=(0, 2), textcoords="offset points", va="bottom",
             )
         axes[-1].set_xlabel(x_label)
-        figure.subplots_adjust(left=0.02, right=0.97, top=1 - 0.22 / figure.get_figheight(), bottom=0.46 / figure.get_figheight(), hspace=0.42)
+        height = figure.get_figheight()
+        figure.subplots_adjust(left=0.035, right=0.965, top=1 - 0.22 / height, bottom=0.46 / height, hspace=0.5)
     return svg(name, f"Histograms of {x_label} on the test rows, one for each model")
 
 
@@ -193,21 +193,14 @@ def draw_losses(name: str, curves: Sequence[LossCurve]) -> str:
         axis = figure.subplots()
         for curve in curves:
             colour = _MODEL_COLOURS[curve.model]
-            marker = "o" if len(curve.steps) < 3 else ""
-            axis.plot(
-                curve.steps, curve.losses, marker=marker, color=colour, linewidth=1.5, markersize=4,
-                alpha=0.4 if curve.faded else 1.0,
-            )
-            axis.annotate(
-                curve.label, (curve.steps[-1], curve.losses[-1]), xytext=(4, 0), textcoords="offset points",
-                va="center", color=colour, annotation_clip=False,
-            )
+            marker, alpha = "o" if len(curve.steps) < 3 else "", 0.4 if curve.faded else 1.0
+            axis.plot(curve.steps, curve.losses, marker=marker, color=colour, linewidth=1.5, markersize=4, alpha=alpha)
         axis.set(xlabel="optimiser step", ylabel="loss (nats per token)")
         axis.set_ylim(bottom=0)
         axis.set_xlim(left=0)
         axis.grid(axis="y")
         axis.set_axisbelow(True)
-        figure.subplots_adjust(left=0.13, right=0.77, top=0.97, bottom=0.17)
+        figure.subplots_adjust(left=0.12, right=0.97, top=0.97, bottom=0.17)
     return svg(name, "Training loss against the optimiser step, one line for each training")
 
 

@@ -100,6 +100,7 @@ def build_page(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> d
         "differences": report_tables.difference_lines(results),
         "read": report_tables.read_strip(results["rows"]),
         "strips": report_tables.round_strips(run_dir, entries),
+        "groups": report_tables.group_lines(results),
         "end": report_tables.fate_strip(results["rows"]) if config.rounds > 1 else None,
         "precisions": report_tables.precision_lines(entries),
         "rounds": report_tables.round_lines(
@@ -204,8 +205,7 @@ def _loss_curves(training: Sequence[dict[str, Any]]) -> list[figures.LossCurve]:
             continue
         steps, losses = zip(*entry["losses"], strict=True)
         faded = entry["stage"].startswith("round-") and entry["stage"] != f"round-{rounds}/evolve"
-        label = _training_label(entry["stage"], rounds).replace(", ", "\n")
-        curves.append(figures.LossCurve(label, _trained_model(entry["stage"]), steps, losses, faded))
+        curves.append(figures.LossCurve(_trained_model(entry["stage"]), steps, losses, faded))
     return curves
 
 

@@ -82,7 +82,15 @@ class PrecisionLine(NamedTuple):
     ci_low: float
     ci_high: float
     n: int
-    mark: Mark
+
+
+class GroupLine(NamedTuple):
+    """One group of test rows under each model."""
+
+    group: str
+    n: int
+    values: tuple[float | None, ...]
+    """In the order of the models of the main table."""
 
 
 class RoundLine(NamedTuple):
@@ -200,11 +208,21 @@ def fate_strip(rows: Mapping[str, Any]) -> Strip:
 
 def precision_lines(entries: Sequence[Mapping[str, Any]]) -> list[PrecisionLine]:
     """Shares of right pseudo-labels, of those whose target was opened."""
-    found = [(e["round"], SETS.get(k, k), p) for e in entries for k, p in e["precision"].items()]
-    marks = place_marks([(p["ci_low"], p["value"], p["ci_high"]) for _, _, p in found])
     return [
-        PrecisionLine(number, label, p["value"], p["ci_low"], p["ci_high"], p["n"], mark)
-        for (number, label, p), mark in zip(found, marks, strict=True)
+        PrecisionLine(e["round"], SETS.get(k, k), p["value"], p["ci_low"], p["ci_high"], p["n"])
+        for e in entries
+        for k, p in e["precision"].items()
+    ]
+
+
+def group_lines(results: Mapping[str, Any]) -> list[GroupLine]:
+    """The metric by group, groups in the order of the results."""
+    found = {(g["group"], g["model"]): g for g in results["groups"]}
+    models = [entry["model"] for entry in results["metrics"]]
+    sizes = {g["group"]: g["n"] for g in results["groups"]}
+    return [
+        GroupLine(group, n, tuple(found[group, m]["value"] if (group, m) in found else None for m in models))
+        for group, n in sizes.items()
     ]
 
 

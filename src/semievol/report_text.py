@@ -103,7 +103,9 @@ def _difference_sentence(comparison: dict[str, Any], control: str) -> str:
     if low > 0:
         return f", {size} {interval(low, high)} more than {control}."
     if high < 0:
-        return f", {size} {interval(-high, -low)} fewer than {control}."
+        return f", {size} {interval(-high, -low)} less than {control}."
+    if low == high:
+        return f". No difference from {control} was seen."
     difference = f"{signed(comparison['difference'])} points {interval(low, high)}"
     return f". No difference from {control} was seen ({difference})."
 

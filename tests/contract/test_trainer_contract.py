@@ -302,6 +302,12 @@ def test_fit_without_rows_is_refused(tiny_llama_dir, tmp_path):
         fit(tiny_llama_dir, tmp_path / "out", rows=[])
 
 
+def test_fit_empty_completion_is_refused(tiny_llama_dir, tmp_path):
+    empty = SftRow("row-empty", (Message("user", "parcel"),), " ")
+    with pytest.raises(TrainingError, match="no token carries loss in row-empty"):
+        fit(tiny_llama_dir, tmp_path / "out", rows=[*make_rows(2), empty])
+
+
 def test_fit_completion_without_stop_token_is_refused(tiny_llama_dir, tmp_path):
     template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     trainer = open_trainer(make_config(), ModelConfig(path=tiny_llama_dir, device="cpu", chat_template=template))
@@ -390,7 +396,8 @@ def test_fused_head_is_used_only_where_it_is_the_models_own(request, tmp_path, n
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig
 
-    from semievol.backends.sft_trainer import CompletionTrainer, EncodedRow, LeftPadCollator, _dataset
+    from semievol.backends.sft_rows import EncodedRow
+    from semievol.backends.sft_trainer import CompletionTrainer, LeftPadCollator, _dataset
 
     path = request.getfixturevalue(f"tiny_{name}_dir")
     tokenizer = AutoTokenizer.from_pretrained(path)

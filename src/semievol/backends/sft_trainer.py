@@ -30,6 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from semievol.backends.base import Progress
+from semievol.backends.sft_rows import EncodedRow
 from semievol.config import TrlTrainerConfig
 from semievol.errors import ConfigError, TrainingError
 
@@ -38,15 +39,6 @@ IGNORED = -100
 
 FUSED_TOLERANCE = 0.02
 """Most nats by which the fused head's mean log-probability may differ from the model's own; bf16 stays well below."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRow:
-    """Token ids of one row; those from `n_prompt` on carry the loss."""
-
-    id: str
-    input_ids: tuple[int, ...]
-    n_prompt: int
 
 
 @dataclass(frozen=True)
@@ -197,6 +189,10 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: the finished folder gets one of ours, and a checkpoint needs none."""
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Not counted: it walks over all weights at every step."""
+        return 0
 
     def _send_telemetry(self) -> None:
         """Send nothing."""

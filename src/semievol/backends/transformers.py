@@ -32,6 +32,7 @@ from semievol.backends.hf import (
     render_prompt,
     render_prompt_ids,
     resolve_max_length,
+    special_ids,
     stop_ids,
     tokenizer_fingerprint,
 )
@@ -130,7 +131,8 @@ class TransformersGenerator:
         self._max_length = resolve_max_length(model)
         self._batch_tokens = config.batch_tokens
         self._usage = Usage()
-        self._endings: dict[tuple[str, tuple[int, ...], int], tuple[int, ...]] = {}
+        self._special_ids = special_ids(self._tokenizer)
+        self._endings: dict[tuple[str, tuple[int, ...], tuple[str, ...]], tuple[int, ...]] = {}
         self._loaded = self._open(model.path)
 
     @property
@@ -221,8 +223,9 @@ class TransformersGenerator:
         return _Scored(request, ids, trie)
 
     def _ending(self, request: ChoiceRequest, ids: Sequence[int], completion: str) -> tuple[int, ...]:
-        """`completion_ids`, remembered: how a completion is cut depends on the end of the prompt alone."""
-        key = (completion, tuple(ids[-8:]), len(request.messages))
+        """`completion_ids`, remembered by what stands after the prompt's last special token, over which no token reaches."""
+        turn = next((at for at in range(len(ids) - 1, -1, -1) if ids[at] in self._special_ids), 0)
+        key = (completion, tuple(ids[turn:]), tuple(m.role for m in request.messages))
         if key not in self._endings:
             self._endings[key] = tuple(completion_ids(self._tokenizer, request.messages, completion))
         return self._endings[key]

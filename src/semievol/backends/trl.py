@@ -15,29 +15,30 @@ import json
 import logging
 import math
 import os
-import random
 import resource
 import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from semievol.backends import hf
+from semievol.backends import hf, sft_rows
 from semievol.backends.base import FitReport, Progress, require
 from semievol.config import ModelConfig, TrainerConfig, TrlTrainerConfig
-from semievol.errors import ArtifactError, ConfigError, TrainingError
+from semievol.errors import ArtifactError, ConfigError
 from semievol.types import ModelRef, SftRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from semievol.backends.sft_trainer import EncodedRow, SftOutcome
+    from semievol.backends.sft_rows import EncodedRow
+    from semievol.backends.sft_trainer import SftOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,25 @@ WITHOUT_EFFECT = {"save_steps", "logging_steps", "report_to"}
 """Settings that change no weight, so a training may go on under other values."""
 
 _NOISY = ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What one call of `fit` asks for, apart from its rows."""
+
+    model: ModelRef
+    config: TrlTrainerConfig
+    seed: int
+    output_dir: Path
+    fingerprint: str
+    progress: Progress | None
+
+    @property
+    def trained_model(self) -> ModelRef:
+        """What the finished folder is opened as."""
+        if self.config.method == "full":
+            return ModelRef(str(self.output_dir))
+        return ModelRef(self.model.base, str(self.output_dir))
 
 
 class TrlTrainer:
@@ -62,7 +82,7 @@ class TrlTrainer:
             return 0
         if settings.max_steps is not None:
             return settings.max_steps
-        n_train = n_rows - _count_held_out(n_rows, settings.eval_fraction)
+        n_train = n_rows - sft_rows.count_held_out(n_rows, settings.eval_fraction)
         n_batches = math.ceil(n_train / settings.per_device_train_batch_size)
         steps_per_epoch = math.ceil(n_batches / settings.gradient_accumulation_steps)
         return math.ceil(settings.num_train_epochs * steps_per_epoch)
@@ -88,9 +108,8 @@ class TrlTrainer:
             ArtifactError: If `output_dir` holds something that no training of ours wrote.
         """
         settings = _own_section(config)
-        device = hf.resolve_device(self._model_config)
-        _check_method(model, settings, device)
-        with _quiet(), _frozen_garbage():
+        _check_method(model, settings, hf.resolve_device(self._model_config))
+        with _quiet():
             tokenizer = hf.open_tokenizer(self._model_config)
             fingerprint = self._fingerprint(model, train, settings, seed, hf.tokenizer_fingerprint(tokenizer))
             finished = _read_finished(output_dir, fingerprint)
@@ -98,44 +117,49 @@ class TrlTrainer:
                 if progress is not None:
                     progress(finished.optimizer_steps)
                 return finished
-            rows = self._encode(tokenizer, train, settings)
+            rows = sft_rows.encode_rows(tokenizer, train)
+            model_length = hf.resolve_max_length(self._model_config)
+            sft_rows.check_lengths(rows, max_length=settings.max_length, model_length=model_length)
             _remove_finished(output_dir)
-            partial_dir, checkpoint = _open_partial(output_dir, fingerprint)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            opened = self._open_model(model, settings, device)
-            _check_stop_tokens(rows, hf.stop_ids(tokenizer, opened), tokenizer)
-            example = _render_example(tokenizer, rows[0])
+            request = _Request(model, settings, seed, output_dir, fingerprint, progress)
+            return self._fit_encoded(rows, tokenizer, request=request)
+
+    def _fit_encoded(
+        self, rows: Sequence["EncodedRow"], tokenizer: "PreTrainedTokenizerBase", *, request: "_Request"
+    ) -> FitReport:
+        from semievol.backends.sft_trainer import SftJob, train_job
+
+        settings, device = request.config, hf.resolve_device(self._model_config)
+        train, held_out = sft_rows.hold_out(rows, settings.eval_fraction, seed=request.seed)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with _frozen_garbage(), _deterministic(device):
+            opened = self._open_model(request.model, settings, device)
+            sft_rows.check_stop_tokens(rows, hf.stop_ids(tokenizer, opened), tokenizer=tokenizer)
+            example = sft_rows.render_example(tokenizer, rows[0])
             logger.info("training on %d rows; the part in ⟦⟧ carries the loss:\n%s", len(rows), example)
-            outcome = _train(opened, tokenizer, rows, settings, seed, device, partial_dir, checkpoint, progress)
-            result = ModelRef(str(output_dir)) if settings.method == "full" else ModelRef(model.base, str(output_dir))
-            report = _report(outcome, result, n_rows=len(rows), example=example, device=device)
-            _save(outcome, tokenizer, partial_dir, output_dir, report=report, fingerprint=fingerprint)
-            del opened, outcome
+            partial_dir, checkpoint = _open_partial(request.output_dir, request.fingerprint)
+            job = SftJob(
+                model=opened,
+                tokenizer=tokenizer,
+                train=train,
+                held_out=held_out,
+                config=settings,
+                seed=request.seed % 2**32,  # numpy takes no more
+                device=device,
+                bf16=_use_bf16(settings, device),
+                partial_dir=partial_dir,
+                checkpoint=checkpoint,
+                progress=request.progress,
+            )
+            outcome = train_job(job)
+            report = _report(outcome, request.trained_model, n_rows=len(rows), example=example, device=device)
+            _save(outcome, tokenizer, partial_dir, report=report, request=request)
+            del opened, job, outcome
             gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
         return report
-
-    def _encode(
-        self, tokenizer: "PreTrainedTokenizerBase", train: Sequence[SftRow], config: TrlTrainerConfig
-    ) -> list["EncodedRow"]:
-        """Token ids of all rows, made by the functions that make the prompts of inference."""
-        from semievol.backends.sft_trainer import EncodedRow
-
-        if not train:
-            raise TrainingError("there are no training rows")
-        rows = []
-        for row in train:
-            prompt = hf.render_prompt_ids(tokenizer, row.messages)
-            completion = hf.completion_ids(tokenizer, row.messages, row.completion)
-            rows.append(EncodedRow(row.id, (*prompt, *completion), len(prompt)))
-        model_length = hf.resolve_max_length(self._model_config)
-        _check_lengths(rows, config.max_length, model_length)
-        bare = [row.id for row in rows if row.n_prompt == len(row.input_ids)]
-        if bare:
-            raise TrainingError(f"no token carries loss in {_name_some(bare)}: the completion is empty")
-        return rows
 
     def _open_model(self, model: ModelRef, config: TrlTrainerConfig, device: torch.device) -> "PreTrainedModel":
         from transformers import BitsAndBytesConfig
@@ -176,40 +200,6 @@ class TrlTrainer:
         return digest.hexdigest()
 
 
-def _train(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: Sequence["EncodedRow"],
-    config: TrlTrainerConfig,
-    seed: int,
-    device: torch.device,
-    partial_dir: Path,
-    checkpoint: Path | None,
-    progress: Progress | None,
-) -> "SftOutcome":
-    from semievol.backends.sft_trainer import SftJob, train_job
-
-    train, held_out = _hold_out(rows, config.eval_fraction, seed)
-    if checkpoint is not None:
-        logger.info("going on from %s", checkpoint)
-    with _deterministic(device):
-        return train_job(
-            SftJob(
-                model=model,
-                tokenizer=tokenizer,
-                train=train,
-                held_out=held_out,
-                config=config,
-                seed=seed % 2**32,  # numpy takes no more
-                device=device,
-                bf16=_use_bf16(config, device),
-                partial_dir=partial_dir,
-                checkpoint=checkpoint,
-                progress=progress,
-            )
-        )
-
-
 def _own_section(config: TrainerConfig) -> TrlTrainerConfig:
     if not isinstance(config, TrlTrainerConfig):
         raise ConfigError(f"trainer.type: the TRL trainer got a section of type {config.type}")
@@ -229,59 +219,6 @@ def _use_bf16(config: TrlTrainerConfig, device: torch.device) -> bool:
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return config.precision == "bf16"
-
-
-def _check_lengths(rows: Sequence["EncodedRow"], max_length: int, model_length: int) -> None:
-    limit = min(max_length, model_length)
-    over = sorted((row for row in rows if len(row.input_ids) > limit), key=lambda row: -len(row.input_ids))
-    if not over:
-        return
-    longest = len(over[0].input_ids)
-    if longest <= model_length:
-        remedy = f"raise trainer.max_length to {longest}"
-    else:
-        remedy = f"the model takes {model_length} tokens (model.max_length): shorten or leave out these rows"
-    named = _name_some([f"{row.id} ({len(row.input_ids)} tokens)" for row in over])
-    raise TrainingError(f"{len(over)} of {len(rows)} training rows are longer than {limit} tokens: {named}; {remedy}")
-
-
-def _check_stop_tokens(
-    rows: Sequence["EncodedRow"], stops: frozenset[int], tokenizer: "PreTrainedTokenizerBase"
-) -> None:
-    unstopped = [row for row in rows if row.input_ids[-1] not in stops]
-    if unstopped:
-        last = tokenizer.decode([unstopped[0].input_ids[-1]])
-        raise TrainingError(
-            f"the model would not learn to stop: the completion of {_name_some([row.id for row in unstopped])} ends "
-            f"with {last!r}, where generation goes on; let model.chat_template put the end-of-turn token "
-            f"({tokenizer.eos_token!r}) after an assistant turn"
-        )
-
-
-def _name_some(names: Sequence[str], most: int = 5) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _render_example(tokenizer: "PreTrainedTokenizerBase", row: "EncodedRow") -> str:
-    prompt, completion = list(row.input_ids[: row.n_prompt]), list(row.input_ids[row.n_prompt :])
-    return f"{tokenizer.decode(prompt)}⟦{tokenizer.decode(completion)}⟧"
-
-
-def _count_held_out(n_rows: int, eval_fraction: float) -> int:
-    """Rows held out: the share, at least one where it is above 0, and never all."""
-    if eval_fraction == 0:
-        return 0
-    return min(max(1, round(n_rows * eval_fraction)), n_rows - 1)
-
-
-def _hold_out(
-    rows: Sequence["EncodedRow"], eval_fraction: float, seed: int
-) -> tuple[list["EncodedRow"], list["EncodedRow"]]:
-    """Training rows and a random share of the rows that is only looked at."""
-    n_held_out = _count_held_out(len(rows), eval_fraction)
-    chosen = set(random.Random(f"{seed}/held-out").sample(range(len(rows)), n_held_out))
-    return [row for i, row in enumerate(rows) if i not in chosen], [rows[i] for i in sorted(chosen)]
 
 
 def _folder_digest(path: str) -> str | None:
@@ -314,7 +251,10 @@ def _open_partial(output_dir: Path, fingerprint: str) -> tuple[Path, Path | None
         shutil.rmtree(partial_dir)
     partial_dir.mkdir(parents=True, exist_ok=True)
     request.write_text(fingerprint, encoding="utf-8")
-    return partial_dir, _newest_checkpoint(partial_dir)
+    checkpoint = _newest_checkpoint(partial_dir)
+    if checkpoint is not None:
+        logger.info("going on from %s", checkpoint)
+    return partial_dir, checkpoint
 
 
 def _newest_checkpoint(partial_dir: Path) -> Path | None:
@@ -379,15 +319,16 @@ def _save(
     outcome: "SftOutcome",
     tokenizer: "PreTrainedTokenizerBase",
     partial_dir: Path,
-    output_dir: Path,
     *,
     report: FitReport,
-    fingerprint: str,
+    request: _Request,
 ) -> None:
     """Write everything to a folder beside and rename it, so that `output_dir` is whole or absent."""
     final = partial_dir / "final"
     shutil.rmtree(final, ignore_errors=True)
-    outcome.model.save_pretrained(final)
+    # Embeddings are never resized here; left to itself, PEFT asks the hub about them.
+    embeddings = {"save_embedding_layers": False} if report.model.adapter else {}
+    outcome.model.save_pretrained(final, **embeddings)
     tokenizer.save_pretrained(final)
     base, kind = report.model.base, "LoRA adapter" if report.model.adapter else "Fine-tuned model"
     (final / "README.md").write_text(
@@ -396,14 +337,14 @@ def _save(
         encoding="utf-8",
     )
     record = {
-        "fingerprint": fingerprint,
+        "fingerprint": request.fingerprint,
         "held_out_loss": outcome.held_out_loss,
         "report": {**report._asdict(), "model": {"base": base, "adapter": report.model.adapter}},
     }
     (final / REPORT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for file in final.iterdir():
         file.chmod((final / REPORT_FILE).stat().st_mode)  # safetensors leaves its files to their owner alone
-    final.replace(output_dir)
+    final.replace(request.output_dir)
     shutil.rmtree(partial_dir)
 
 

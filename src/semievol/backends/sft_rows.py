@@ -1,0 +1,102 @@
+"""Token ids of training rows, and the checks that come before the first step.
+
+The ids are made by the functions that make the prompts of inference, so a model is trained on what it will be asked.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from semievol.backends import hf
+from semievol.errors import TrainingError
+from semievol.types import SftRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """Token ids of one row; those from `n_prompt` on carry the loss."""
+
+    id: str
+    input_ids: tuple[int, ...]
+    n_prompt: int
+
+
+def encode_rows(tokenizer: "PreTrainedTokenizerBase", train: Sequence[SftRow]) -> list[EncodedRow]:
+    """Token ids of all rows, in their order.
+
+    Raises:
+        TrainingError: If there are no rows, or no token of one carries loss.
+        ConfigError: If the chat template writes a prompt in another way once the answer is there.
+    """
+    if not train:
+        raise TrainingError("there are no training rows")
+    rows = []
+    for row in train:
+        prompt = hf.render_prompt_ids(tokenizer, row.messages)
+        completion = hf.completion_ids(tokenizer, row.messages, row.completion)
+        rows.append(EncodedRow(row.id, (*prompt, *completion), len(prompt)))
+    bare = [row.id for row in train if not row.completion.strip()]
+    bare += [row.id for row in rows if row.n_prompt == len(row.input_ids)]
+    if bare:
+        raise TrainingError(f"no token carries loss in {_name_some(bare)}: the completion is empty")
+    return rows
+
+
+def check_lengths(rows: Sequence[EncodedRow], *, max_length: int, model_length: int) -> None:
+    """Raise TrainingError naming the rows that are longer than `trainer.max_length` or than the model takes."""
+    limit = min(max_length, model_length)
+    over = sorted((row for row in rows if len(row.input_ids) > limit), key=lambda row: -len(row.input_ids))
+    if not over:
+        return
+    longest = len(over[0].input_ids)
+    if longest <= model_length:
+        remedy = f"raise trainer.max_length to {longest}"
+    else:
+        remedy = f"the model takes {model_length} tokens (model.max_length): shorten or leave out these rows"
+    named = _name_some([f"{row.id} ({len(row.input_ids)} tokens)" for row in over])
+    raise TrainingError(f"{len(over)} of {len(rows)} training rows are longer than {limit} tokens: {named}; {remedy}")
+
+
+def check_stop_tokens(
+    rows: Sequence[EncodedRow], stops: frozenset[int], *, tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """Raise TrainingError if a row ends with a token after which generation goes on."""
+    unstopped = [row for row in rows if row.input_ids[-1] not in stops]
+    if unstopped:
+        last = tokenizer.decode([unstopped[0].input_ids[-1]])
+        raise TrainingError(
+            f"the model would not learn to stop: the completion of {_name_some([row.id for row in unstopped])} ends "
+            f"with {last!r}, where generation goes on; let model.chat_template put the end-of-turn token "
+            f"({tokenizer.eos_token!r}) after an assistant turn"
+        )
+
+
+def render_example(tokenizer: "PreTrainedTokenizerBase", row: EncodedRow) -> str:
+    """The row as the model sees it, with the part that carries loss between ⟦ and ⟧."""
+    prompt, completion = list(row.input_ids[: row.n_prompt]), list(row.input_ids[row.n_prompt :])
+    return f"{tokenizer.decode(prompt)}⟦{tokenizer.decode(completion)}⟧"
+
+
+def count_held_out(n_rows: int, eval_fraction: float) -> int:
+    """Rows held out: the share, at least one where it is above 0, and never all."""
+    if eval_fraction == 0:
+        return 0
+    return min(max(1, round(n_rows * eval_fraction)), n_rows - 1)
+
+
+def hold_out(
+    rows: Sequence[EncodedRow], eval_fraction: float, *, seed: int
+) -> tuple[list[EncodedRow], list[EncodedRow]]:
+    """Training rows, and a random share of the rows that is only looked at."""
+    n_held_out = count_held_out(len(rows), eval_fraction)
+    chosen = set(random.Random(f"{seed}/held-out").sample(range(len(rows)), n_held_out))
+    return [row for i, row in enumerate(rows) if i not in chosen], [rows[i] for i in sorted(chosen)]
+
+
+def _name_some(names: Sequence[str], most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

