@@ -85,8 +85,9 @@ STEMS = {
 }
 MIXTURES = {  # share of the episodes by kind of task
     "broad": {
-        "pool": 0.40,
-        "prose_pool": 0.30,
+        "stream": 0.10,
+        "pool": 0.35,
+        "prose_pool": 0.25,
         "lookup": 0.10,
         "choice": 0.06,
         "cloze": 0.03,
@@ -95,7 +96,7 @@ MIXTURES = {  # share of the episodes by kind of task
         "number": 0.05,
     },
     # what a small budget can learn: short questions, most of them with demonstrations that tell the answer
-    "focused": {"pool": 0.52, "prose_pool": 0.16, "lookup": 0.26, "choice": 0.02, "yes_no": 0.01, "number": 0.03},
+    "focused": {"stream": 0.45, "pool": 0.41, "prose_pool": 0.03, "lookup": 0.08, "choice": 0.01, "number": 0.02},
 }
 JUSTIFY_LINE = "Decide which answer is right."
 
@@ -468,6 +469,21 @@ class EpisodeSource:
         similarity = pool.vectors[[text for text, _ in rows]].astype(np.float32) @ pool.vectors[query[0]].astype(np.float32)
         return [rows[i] for i in np.argsort(similarity)[len(rows) - k :]]
 
+    def _stream(self) -> Episode | None:
+        """Many short rows of a few classes, each one's answer trained with those before it as demonstrations."""
+        rng = self.random
+        pool = rng.choices(self.tasks.pools, (5, 3, 1, 0, 1))[0]
+        n = min(len(pool.members), rng.choices(range(2, 9), (4, 5, 4, 2, 2, 1, 1))[0])
+        classes = rng.sample(range(len(pool.members)), n)
+        names = [pool.label_names[c] for c in classes] if rng.random() < 0.4 else [self._nonsense() for _ in classes]
+        rows: list[tuple[int, int]] = []
+        for _ in range(rng.randint(4, 12)):
+            # as among nearest neighbours, most rows are of a class already seen
+            position = rng.choice(rows)[1] if rows and rng.random() < 0.8 else rng.randrange(n)
+            rows.append((int(rng.choice(pool.members[classes[position]])), position))
+        blocks = [Block(pool.texts.row(text, 20), None, self.piece(LETTERS[position])) for text, position in rows]
+        return self._render(CHOICE_INSTRUCTIONS, self._options(names), blocks, None)
+
     def _lookup(self) -> Episode | None:
         """Words with arbitrary labels; each question but the first of a kind repeats one of before, whole or in part."""
         rng = self.random
@@ -477,7 +493,7 @@ class EpisodeSource:
         lettered = rng.random() < 0.85
         blocks: list[Block] = []
         seen: set[int] = set()
-        for i in range(rng.randint(3, 9)):
+        for i in range(rng.randint(4, 12)):
             key = rng.randrange(len(keys)) if i < 2 or not seen else rng.choice((rng.randrange(len(keys)), rng.choice(sorted(seen))))
             text, label = keys[key]
             question = list(text)

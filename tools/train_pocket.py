@@ -36,6 +36,7 @@ PROSE_TOKENS = 192
 PROSE_TRAINED_SHARE = 0.125  # of the positions of prose: the output matrix costs as much as the rest of the model
 PROSE_WEIGHT = 0.5  # of a prose token in the loss, against 1 of an answer token
 EPISODES_SORTED = 512
+LETTER_IDS = (1037, 1062)  # a to z
 FROZEN = "bert.embeddings.word_embeddings.weight"
 
 
@@ -150,7 +151,7 @@ def train(args: argparse.Namespace) -> None:
     )
     began, first_tokens, first_step = time.monotonic(), state["tokens"], state["step"]
     saved = logged = began
-    sums = torch.zeros(4, device=args.device)  # answer loss, answer tokens, prose loss, prose tokens
+    sums = torch.zeros(6, device=args.device)
     with (args.output_dir / "log.jsonl").open("a", encoding="utf-8") as log:
         for ids, targets, weights in batches:
             now = time.monotonic()
@@ -182,19 +183,22 @@ def train(args: argparse.Namespace) -> None:
             with torch.no_grad():
                 torch._foreach_copy_(list(named.values()), list(masters.values()))
                 answer = chosen_weights == 1
-                parts = (losses[answer].sum(), answer.sum(), losses[~answer].sum(), (~answer).sum())
+                letters = answer & (targets.flatten()[chosen] >= LETTER_IDS[0]) & (targets.flatten()[chosen] <= LETTER_IDS[1])
+                parts = [total for kind in (answer, letters, ~answer) for total in (losses[kind].sum(), kind.sum())]
                 sums += torch.stack([part.float() for part in parts])
             state["step"] += 1
             state["tokens"] += tokens
             if rank == 0 and now - logged > args.log_seconds:
-                a, n, b, m = sums.tolist()
+                totals = sums.tolist()
                 elapsed = state["seconds"] + time.monotonic() - began
                 row = {
                     "step": state["step"],
                     "tokens": state["tokens"],
                     "seconds": round(elapsed, 1),
-                    "answer_loss": round(a / max(n, 1), 4),
-                    "prose_loss": round(b / max(m, 1), 4),
+                    **{
+                        name: round(totals[2 * i] / max(totals[2 * i + 1], 1), 4)
+                        for i, name in enumerate(("answer_loss", "letter_loss", "prose_loss"))
+                    },
                     "learning_rate": rate,
                 }
                 print(json.dumps(row), file=log, flush=True)

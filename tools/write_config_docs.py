@@ -106,7 +106,7 @@ def _type(annotation: Any) -> str:
     for old, new in (("typing.", ""), ("semievol.config.", ""), ("ConfigurationConfig", "{model, k}"), ("NoneType", "None")):
         text = text.replace(old, new)
     if text.startswith("Literal[") or "Literal[" in text:
-        text = text.replace("Literal[", "").replace("]", "").replace("'", "")
+        text = text.replace("Optional[", "").replace("Literal[", "").replace("]", "").replace("'", "")
         return " or ".join(f"`{p.strip()}`" for part in text.split("|") for p in part.split(","))
     return text.replace("|", "or")
 

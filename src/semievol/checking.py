@@ -247,7 +247,7 @@ def _check_prompts(config: RunConfig, loaded: LoadedData, tokens: Tokens, found:
         counts = [tokens.count_prompt(messages) for messages, _ in fitted]
         n_dropped += sum(n for _, n in fitted)
         by_k[k] = mean(counts)
-        lengths.append(_lengths(f"unlabeled, {k} demonstrations", counts, limit))
+        lengths.append(_lengths(f"unlabeled, {k} demonstration{'s' * (k > 1)}", counts, limit))
     if n_dropped:
         found.warnings.append(
             f"{n_dropped} demonstrations do not fit into model.max_length ({tokens.max_length}) in a sample of "
@@ -358,8 +358,8 @@ def _check_costs(config: RunConfig, sizes: Sizes, longest_row: int, found: Check
         ):
             if needed > memory.available:
                 found.warnings.append(
-                    f"{what} may need {needed / 1e9:,.1f} GB, but {memory.device} has {memory.available / 1e9:,.1f} GB: "
-                    f"{remedy}"
+                    f"{what} may need {needed / 1e9:,.1f} GB, but {memory.device} has "
+                    f"{memory.available / 1e9:,.1f} GB: {remedy}"
                 )
     with suppress(OSError):
         path = Path(config.output_dir).resolve()
@@ -367,6 +367,6 @@ def _check_costs(config: RunConfig, sizes: Sizes, longest_row: int, found: Check
         found.disk = disk = estimate_disk(config, size, plan, folder)
         if disk.needed > disk.free:
             found.faults.append(
-                f"output_dir: the run needs about {disk.needed / 1e9:,.1f} GB, and {disk.free / 1e9:,.1f} GB are free on "
-                "the disk of its folder; free some or name another folder"
+                f"output_dir: the run needs about {disk.needed / 1e9:,.1f} GB, and the disk of its folder has "
+                f"{disk.free / 1e9:,.1f} GB free; free some or name another folder"
             )

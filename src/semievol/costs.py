@@ -193,7 +193,6 @@ def _justify(config: RunConfig, sizes: Sizes, n_rows: int, *, closed: bool) -> S
 def model_size(config: RunConfig) -> ModelSize:
     """Count weights on the meta device: nothing but the model's config is read."""
     import torch
-    from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from semievol.backends.hf import resolve_model_path
@@ -201,8 +200,9 @@ def model_size(config: RunConfig) -> ModelSize:
     path = resolve_model_path(config.model.path)
     revision = None if Path(path).is_dir() else config.model.revision
     found = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    with init_empty_weights():
+    with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
+    model.tie_weights()
     text = found.get_text_config()
     n_heads = getattr(text, "num_attention_heads", None) or 1
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // n_heads

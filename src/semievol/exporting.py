@@ -6,6 +6,7 @@ The folder is written beside its place and renamed: it is whole or absent. Nothi
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,9 @@ def export_model(run_path: Path, output_dir: Path, *, merge: bool, which: str = 
     parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.partial-", dir=parent))
     try:
-        kind = _write_weights(run, model, partial, merge=merge)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of the libraries, about themselves
+            kind = _write_weights(run, model, partial, merge=merge)
         card = write_card(run, model, results, which=which, kind=kind)
         (partial / "README.md").write_text(card, encoding="utf-8")
         partial.chmod(0o755)

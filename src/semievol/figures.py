@@ -117,8 +117,12 @@ def draw_histograms(name: str, rows: Sequence[Scored], *, x_label: str, x_range:
             axis.spines["left"].set_visible(False)
             axis.tick_params(axis="x", length=0 if axis is not axes[-1] else 3)
             axis.annotate(
-                f"{MODEL_LABELS[row.model]}, mean {row.values.mean():.2f}", (0, 1.0), xycoords="axes fraction",
-                xytext=(0, 2), textcoords="offset points", va="bottom",
+                f"{MODEL_LABELS[row.model]}, mean {row.values.mean():.2f}",
+                (0, 1.0),
+                xycoords="axes fraction",
+                xytext=(0, 2),
+                textcoords="offset points",
+                va="bottom",
             )
         axes[-1].set_xlabel(x_label)
         height = figure.get_figheight()
@@ -126,7 +130,9 @@ def draw_histograms(name: str, rows: Sequence[Scored], *, x_label: str, x_range:
     return svg(name, f"Histograms of {x_label} on the test rows, one for each model")
 
 
-def draw_precision_curves(name: str, curves: Mapping[int, Sequence[Mapping[str, float]]], kept: Sequence[KeptPoint]) -> str:
+def draw_precision_curves(
+    name: str, curves: Mapping[int, Sequence[Mapping[str, float]]], kept: Sequence[KeptPoint]
+) -> str:
     """Precision of the surest share of the pseudo-labels against that share, with what was kept marked."""
     with _canvas(3.1) as (figure, svg):
         axis = figure.subplots()
@@ -135,29 +141,25 @@ def draw_precision_curves(name: str, curves: Mapping[int, Sequence[Mapping[str, 
         for number, points in curves.items():
             alpha = 1.0 if len(curves) == 1 else 0.35 + 0.65 * number / max(curves)
             axis.plot(
-                [100 * p["coverage"] for p in points], [100 * p["precision"] for p in points],
-                color=_MODEL_COLOURS["semievol"], linewidth=1.6, alpha=alpha,
+                [100 * p["coverage"] for p in points],
+                [100 * p["precision"] for p in points],
+                color=_MODEL_COLOURS["semievol"],
+                linewidth=1.6,
+                alpha=alpha,
             )
-            if len(curves) > 1:
-                end = points[-1]
-                axis.annotate(
-                    f"round {number}", (100 * end["coverage"], 100 * end["precision"]), xytext=(-2, -4),
-                    textcoords="offset points", ha="right", va="top",
-                )
         for point in kept:
             x = 100 * point.coverage
             axis.vlines(x, 100 * point.ci_low, 100 * point.ci_high, color=_INK, linewidth=1.2)
             axis.plot([x], [100 * point.precision], "o", color=_INK, markersize=5.5, markeredgecolor=_PAPER)
-            label = "kept" if len(kept) == 1 else f"kept, round {point.round}"
-            axis.annotate(
-                label, (x, 100 * point.ci_high), xytext=(5, 3), textcoords="offset points",
-                ha="right" if x > 85 else "left", va="bottom",
-            )
+            label = "kept" if len(kept) == 1 else f"round {point.round}"
+            right = x <= 80
+            offset, side = (7 if right else -7, 7), "left" if right else "right"
+            axis.annotate(label, (x, 100 * point.precision), xytext=offset, textcoords="offset points", ha=side)
         floor = 100 * max(0.0, min([*lows, 1.0]) - 0.05)
         axis.set(xlim=(0, 101), ylim=(floor, 101.5), xlabel="surest share of the pseudo-labels (%)", ylabel="right (%)")
         axis.grid(axis="y")
         axis.set_axisbelow(True)
-        figure.subplots_adjust(left=0.12, right=0.98, top=0.97, bottom=0.16)
+        figure.subplots_adjust(left=0.12, right=0.98, top=0.93, bottom=0.16)
     return svg(name, "Precision of the pseudo-labels against the share that is kept")
 
 
@@ -183,7 +185,9 @@ def draw_groups(name: str, values: Sequence[GroupValue], *, x_label: str) -> str
         axis.set_axisbelow(True)
         height = figure.get_figheight()
         longest = max(len(_shorten(group, 22)) for group in groups)
-        figure.subplots_adjust(left=min(0.42, 0.04 + 0.0175 * longest), right=0.97, top=1 - 0.06 / height, bottom=0.46 / height)
+        figure.subplots_adjust(
+            left=min(0.42, 0.04 + 0.0175 * longest), right=0.97, top=1 - 0.06 / height, bottom=0.46 / height
+        )
     return svg(name, f"{x_label} by group and model")
 
 
@@ -238,7 +242,7 @@ def _canvas(height: float) -> Iterator[tuple[Any, _Svg]]:
 
 
 def _inline(text: str, name: str, title: str) -> str:
-    """Matplotlib's SVG document as an element of a page: no prolog, ids unique to `name`, the page's colours and font."""
+    """Matplotlib's SVG document as an element of a page: no prolog, ids under `name`, colours as variables."""
     body = text[text.index("<svg") :].strip()
     body = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", body, flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]+)"', body)
@@ -248,6 +252,7 @@ def _inline(text: str, name: str, title: str) -> str:
     body = re.sub(r"url\(#", f"url(#{name}-", body)
     body = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', body)
     body = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", body)
+    body = re.sub(r"font-family: [^;\"]*;?\s*", "", body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
     body = re.sub(r"\n\s*", "\n", body)

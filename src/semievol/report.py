@@ -13,6 +13,7 @@ import yaml
 from markupsafe import Markup
 
 from semievol import figures, report_tables, report_text
+from semievol.answers import default_metric
 from semievol.artifacts import RunDir
 from semievol.audit import MODELS
 from semievol.config import RunConfig
@@ -20,7 +21,7 @@ from semievol.drafts import Rejected
 from semievol.duplicates import Duplicate
 from semievol.figures import MODEL_LABELS
 from semievol.report_rows import ShownRow, choose_rows
-from semievol.report_text import METRIC_NAMES, Headline
+from semievol.report_text import GRADED_METRICS, METRIC_NAMES, Headline
 from semievol.types import Prediction
 
 TEMPLATE = "report.html.j2"
@@ -28,6 +29,8 @@ N_SHOWN = 5
 """Rejected and duplicate rows that are listed."""
 MOST_RENDERED = 6000
 """Characters of the rendered training example."""
+MOST_LOSSES = 250
+"""Points of a loss curve; longer ones are drawn as means of equal stretches."""
 
 
 class Training(NamedTuple):
@@ -70,7 +73,11 @@ def draw_report(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> 
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("semievol"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("semievol"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "percent": report_text.percent,
@@ -86,15 +93,16 @@ def draw_report(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> 
 def build_page(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> dict[str, Any]:
     """Everything that the template is given."""
     entries = results["pseudo_labels"]
-    metric = results["metrics"][0]["metric"] if results["metrics"] else "accuracy"
+    metric = default_metric(config.task)
     rows: list[ShownRow] = choose_rows(config, run_dir)
-    headline: Headline = report_text.write_headline(results)
+    headline: Headline = report_text.write_headline(results, metric=metric)
     return {
         "title": config.report.title or "SemiEvol run",
         "results": results,
         "config": config,
         "headline": headline,
-        "metric": METRIC_NAMES.get(metric, metric),
+        "metric": METRIC_NAMES[metric],
+        "graded": metric in GRADED_METRICS,
         "labels": {name: MODEL_LABELS[name] for name in MODELS if any(m["model"] == name for m in results["metrics"])},
         "models": report_tables.model_lines(results),
         "differences": report_tables.difference_lines(results),
@@ -106,7 +114,7 @@ def build_page(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> d
         "rounds": report_tables.round_lines(
             entries, keep_fraction=config.select.keep_fraction, apply_to=config.select.apply_to
         ),
-        "figures": draw_figures(run_dir, results, metric=METRIC_NAMES.get(metric, metric)),
+        "figures": draw_figures(run_dir, results, metric=METRIC_NAMES[metric]),
         "trainings": [_training(entry, config) for entry in results["training"]],
         "rendered": split_rendered(results["training"]),
         "rows": rows,
@@ -120,20 +128,30 @@ def build_page(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> d
 
 def draw_figures(run_dir: RunDir, results: dict[str, Any], *, metric: str) -> Figures:
     """All figures; each is empty where its numbers are missing."""
-    found = {m["model"]: list(run_dir.read_records(f"evaluate/predictions_{m['model']}", Prediction)) for m in results["metrics"]}
+    found = {
+        m["model"]: list(run_dir.read_records(f"evaluate/predictions_{m['model']}", Prediction))
+        for m in results["metrics"]
+    }
     spread, title = _values(found, "entropy"), "Entropy of the answer distribution (nats)"
     if not spread:
         spread, title = _values(found, "mean_nll"), "Mean NLL of the answer (nats per token)"
     confidence = _values(found, "confidence")
     curves = {c["round"]: c["points"] for c in results["precision_curves"] if c["points"]}
-    groups = [figures.GroupValue(g["model"], g["group"], g["value"], g["ci_low"], g["ci_high"]) for g in results["groups"]]
+    groups = [
+        figures.GroupValue(g["model"], g["group"], g["value"], g["ci_low"], g["ci_high"]) for g in results["groups"]
+    ]
     losses = _loss_curves(results["training"])
     return Figures(
         precision=_markup(curves and figures.draw_precision_curves("precision", curves, _kept_points(results))),
-        uncertainty=_markup(spread and figures.draw_histograms("uncertainty", spread, x_label=title, x_range=_range(spread))),
+        uncertainty=_markup(
+            spread and figures.draw_histograms("uncertainty", spread, x_label=title, x_range=_range(spread))
+        ),
         uncertainty_title=title,
         confidence=_markup(
-            confidence and figures.draw_histograms("confidence", confidence, x_label="Confidence in the answer", x_range=(0.0, 1.0))
+            confidence
+            and figures.draw_histograms(
+                "confidence", confidence, x_label="Confidence in the answer", x_range=(0.0, 1.0)
+            )
         ),
         groups=_markup(groups and figures.draw_groups("groups", groups, x_label=f"{metric} (%)")),
         losses=_markup(losses and figures.draw_losses("losses", losses)),
@@ -157,7 +175,9 @@ def _values(found: dict[str, list[Prediction]], name: str) -> list[figures.Score
     """Rows that carry the value, by model; models without any are left out."""
     rows = []
     for model, predictions in found.items():
-        rated = [(getattr(p, name), p.score) for p in predictions if getattr(p, name) is not None and p.score is not None]
+        rated = [
+            (getattr(p, name), p.score) for p in predictions if getattr(p, name) is not None and p.score is not None
+        ]
         if rated:
             values = np.array(rated, dtype=np.float64)
             rows.append(figures.Scored(model, values[:, 0], values[:, 1]))
@@ -175,7 +195,9 @@ def _kept_points(results: dict[str, Any]) -> list[figures.KeptPoint]:
     for entry in results["pseudo_labels"]:
         kept = entry["precision"].get("kept")
         if kept is not None:
-            points.append(figures.KeptPoint(entry["round"], entry["coverage"], kept["value"], kept["ci_low"], kept["ci_high"]))
+            points.append(
+                figures.KeptPoint(entry["round"], entry["coverage"], kept["value"], kept["ci_low"], kept["ci_high"])
+            )
     return points
 
 
@@ -192,8 +214,13 @@ def _training_label(stage: str, rounds: int) -> str:
 def _training(entry: dict[str, Any], config: RunConfig) -> Training:
     stage = entry["stage"]
     return Training(
-        _training_label(stage, config.rounds), _trained_model(stage), stage, entry["n_rows"], entry["optimizer_steps"],
-        entry["n_tokens"], entry["last_loss"],
+        _training_label(stage, config.rounds),
+        _trained_model(stage),
+        stage,
+        entry["n_rows"],
+        entry["optimizer_steps"],
+        entry["n_tokens"],
+        entry["last_loss"],
     )
 
 
@@ -203,7 +230,9 @@ def _loss_curves(training: Sequence[dict[str, Any]]) -> list[figures.LossCurve]:
     for entry in training:
         if not entry["losses"]:
             continue
-        steps, losses = zip(*entry["losses"], strict=True)
+        points = np.array(entry["losses"], dtype=np.float64)
+        stretches = np.array_split(points, min(len(points), MOST_LOSSES))
+        steps, losses = np.array([stretch.mean(axis=0) for stretch in stretches]).T.tolist()
         faded = entry["stage"].startswith("round-") and entry["stage"] != f"round-{rounds}/evolve"
         curves.append(figures.LossCurve(_trained_model(entry["stage"]), steps, losses, faded))
     return curves
@@ -211,4 +240,4 @@ def _loss_curves(training: Sequence[dict[str, Any]]) -> list[figures.LossCurve]:
 
 def _markup(svg: Any) -> Markup:
     """SVG of our own making, in which `figures` has escaped all text."""
-    return Markup(svg) if svg else Markup("")  # noqa: S704
+    return Markup(svg) if svg else Markup("")

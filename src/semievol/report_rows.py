@@ -9,7 +9,7 @@ import mmap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -28,7 +28,7 @@ POOL_FACTOR = 4
 """Rows looked at for each row that is shown, so that rare kinds are among them."""
 FIRST_WINDOW = 1 << 18
 """Bytes to both sides of the expected place in which a row is looked for first."""
-LONGEST_TEXT = 2000
+LONGEST_TEXT = 1500
 LONGEST_DEMONSTRATION = 600
 
 _FATES = ("kept", "dropped", "unusable")
@@ -69,6 +69,8 @@ class ShownRow(NamedTuple):
     options: tuple[tuple[str, str], ...]
     group: str | None
     label: PseudoLabel | None
+    answer: str
+    """The final answer, empty where there is none."""
     justification: str
     gold: str | None
     is_right: bool | None
@@ -98,7 +100,9 @@ class _Found(NamedTuple):
     @property
     def kind(self) -> tuple[str, str, str]:
         """What rows are mixed by."""
-        source = self.drop.stage if self.label is None and self.drop is not None else self.label.source if self.label else ""
+        source = (
+            self.drop.stage if self.label is None and self.drop is not None else self.label.source if self.label else ""
+        )
         return self.fate, str(self.is_right), source
 
 
@@ -130,7 +134,7 @@ def mix_kinds(pool: Sequence[_Found], most: int) -> list[_Found]:
 
 
 def sample_records(run_dir: RunDir, artifact: str, kind: type[Record], n: int) -> list[tuple[float, Record]]:
-    """Up to `n` records from even places of an artifact, each with its place in [0, 1]; all of them if there are fewer."""
+    """Up to `n` records from even places of an artifact, each with its place in [0, 1]; all where there are fewer."""
     with _mapped(run_dir.file(artifact)) as data:
         places = [int((i + 0.5) / n * len(data)) for i in range(n)] if len(data) else []
         starts = dict.fromkeys(data.rfind(b"\n", 0, place) + 1 for place in places)
@@ -157,7 +161,7 @@ def find_record(
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
@@ -200,7 +204,13 @@ def _pool(config: RunConfig, run_dir: RunDir, *, n: int) -> Iterator[_Found]:
 
 
 def _find(
-    config: RunConfig, run_dir: RunDir, row_id: str, round: int, place: float, label: PseudoLabel | None, drop: Dropped | None
+    config: RunConfig,
+    run_dir: RunDir,
+    row_id: str,
+    round: int,
+    place: float,
+    label: PseudoLabel | None,
+    drop: Dropped | None,
 ) -> _Found:
     example = find_record(run_dir, "data/unlabeled", row_id, Example, near=place, key="id")
     if example is None:
@@ -226,8 +236,9 @@ def _show(found: _Found, config: RunConfig, run_dir: RunDir) -> ShownRow:
         options=tuple((choice_letter(i), cut_text(text, 300)) for i, text in enumerate(example.choices)),
         group=example.group,
         label=label,
+        answer=cut_text(label.answer, LONGEST_TEXT) if label is not None else "",
         justification=cut_text(label.justification or "", LONGEST_TEXT) if label is not None else "",
-        gold=found.gold,
+        gold=None if found.gold is None else cut_text(found.gold, LONGEST_TEXT),
         is_right=found.is_right,
         demonstrations=_demonstrations(found, run_dir),
         candidates=_candidates(found, run_dir),
@@ -269,8 +280,11 @@ def _demonstrations(found: _Found, run_dir: RunDir) -> tuple[Demonstration, ...]
         question = "" if example is None else example.question
         shown.append(
             Demonstration(
-                row_id, cut_text(question, LONGEST_DEMONSTRATION), cut_text(answer or "", LONGEST_DEMONSTRATION),
-                similarity, is_pseudo,
+                row_id,
+                cut_text(question, LONGEST_DEMONSTRATION),
+                cut_text(answer or "", LONGEST_DEMONSTRATION),
+                similarity,
+                is_pseudo,
             )
         )
     return tuple(shown)

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 from semievol.artifacts import RunDir
 from semievol.figures import MODEL_LABELS
 
-SETS = {"all": "all", "kept": "kept", "dropped": "dropped", "consensus": "by consensus", "justified": "by justification"}
+SETS = {
+    "all": "all",
+    "kept": "kept",
+    "dropped": "dropped",
+    "consensus": "by consensus",
+    "justified": "by justification",
+}
 SIGNALS = {
     "mean_nll": "mean NLL",
     "entropy": "entropy",
@@ -126,8 +132,15 @@ def model_lines(results: Mapping[str, Any]) -> list[ModelLine]:
     marks = place_marks([(e["ci_low"], e["value"], e["ci_high"]) for e in entries])
     return [
         ModelLine(
-            e["model"], MODEL_LABELS[e["model"]], e["value"], e["ci_low"], e["ci_high"], e["n"], e["n_unparsed"],
-            errors.get(e["model"]), mark,
+            e["model"],
+            MODEL_LABELS[e["model"]],
+            e["value"],
+            e["ci_low"],
+            e["ci_high"],
+            e["n"],
+            e["n_unparsed"],
+            errors.get(e["model"]),
+            mark,
         )
         for e, mark in zip(entries, marks, strict=True)
     ]
@@ -140,8 +153,14 @@ def difference_lines(results: Mapping[str, Any]) -> list[DifferenceLine]:
     main = "sft_matched" if any(e["b"] == "sft_matched" for e in entries) else "sft"
     return [
         DifferenceLine(
-            MODEL_LABELS[e["a"]], MODEL_LABELS[e["b"]], e["difference"], e["ci_low"], e["ci_high"], e["p_value"],
-            (e["a"], e["b"]) == ("semievol", main), mark,
+            MODEL_LABELS[e["a"]],
+            MODEL_LABELS[e["b"]],
+            e["difference"],
+            e["ci_low"],
+            e["ci_high"],
+            e["p_value"],
+            (e["a"], e["b"]) == ("semievol", main),
+            mark,
         )
         for e, mark in zip(entries, marks, strict=True)
     ]
@@ -201,7 +220,9 @@ def round_strips(run_dir: RunDir, entries: Sequence[Mapping[str, Any]]) -> list[
 def fate_strip(rows: Mapping[str, Any]) -> Strip:
     """The end of every unlabelled row after all rounds."""
     kinds = {"kept": "kept", "select": "dropped", "justify": "unparsable", "propagate": "bad"}
-    fates = sorted(rows["fates"], key=lambda f: (list(kinds).index(f["fate"]) if f["fate"] in kinds else len(kinds), f["reason"]))
+    fates = sorted(
+        rows["fates"], key=lambda f: (list(kinds).index(f["fate"]) if f["fate"] in kinds else len(kinds), f["reason"])
+    )
     parts = [(f["reason"] if f["fate"] != "kept" else "kept", kinds.get(f["fate"], "bad"), f["n"]) for f in fates]
     return _strip("Unlabelled rows, at the end", parts, scale=1.0)
 
@@ -230,7 +251,11 @@ def round_lines(entries: Sequence[Mapping[str, Any]], *, keep_fraction: float, a
     """What was selected in each round, and by which rule."""
     return [
         RoundLine(
-            e["round"], e["n_labels"], e["n_kept"], e["coverage"], e["mean_agreement"],
+            e["round"],
+            e["n_labels"],
+            e["n_kept"],
+            e["coverage"],
+            e["mean_agreement"],
             ", ".join(f"{n:,} {source}" for source, n in e["n_by_source"].items()),
             _rule(e.get("threshold"), keep_fraction, apply_to),
         )
@@ -243,8 +268,15 @@ def cost_lines(stages: Sequence[Mapping[str, Any]]) -> list[CostLine]:
     total = sum(stage["seconds"] for stage in stages) or 1.0
     return [
         CostLine(
-            s["name"], s["seconds"], s["seconds"] / total, s["model_seconds"], s["prompt_tokens"], s["completion_tokens"],
-            s["train_tokens"], s["forward_passes"], format_bytes(s["peak_memory_bytes"]),
+            s["name"],
+            s["seconds"],
+            s["seconds"] / total,
+            s["model_seconds"],
+            s["prompt_tokens"],
+            s["completion_tokens"],
+            s["train_tokens"],
+            s["forward_passes"],
+            format_bytes(s["peak_memory_bytes"]),
         )
         for s in stages
     ]
@@ -281,6 +313,11 @@ def _rule(threshold: Mapping[str, Any] | None, keep_fraction: float, apply_to: s
     whose = "all labels" if apply_to == "all" else "the labels without consensus"
     if threshold["uncertainty"] is None:
         return "all had consensus"
-    sign = "\N{LESS-THAN OR EQUAL TO}" if threshold["signal"] in ("mean_nll", "entropy") else "\N{GREATER-THAN OR EQUAL TO}"
-    rule = f"{SIGNALS[threshold['signal']]} {sign} {abs(threshold['uncertainty']):.4g}, the surest {100 * keep_fraction:.4g}% of {whose}"
+    sign = (
+        "\N{LESS-THAN OR EQUAL TO}"
+        if threshold["signal"] in ("mean_nll", "entropy")
+        else "\N{GREATER-THAN OR EQUAL TO}"
+    )
+    limit = f"{SIGNALS[threshold['signal']]} {sign} {abs(threshold['uncertainty']):.4g}"
+    rule = f"{limit}, the surest {100 * keep_fraction:.4g}% of {whose}"
     return rule if apply_to == "all" else f"consensus, or {rule}"

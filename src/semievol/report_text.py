@@ -14,6 +14,8 @@ POWER_FACTOR = 1.96 + 0.84
 """Standard errors of a true difference that a two-sided 5% test finds with 80% power."""
 
 METRIC_NAMES = {"accuracy": "accuracy", "exact_match": "exact match", "token_f1": "token F1", "rouge_l": "ROUGE-L"}
+GRADED_METRICS = ("token_f1", "rouge_l")
+"""Metrics that give a row a share; a pseudo-label counts as right where the share is 1."""
 
 
 class Headline(NamedTuple):
@@ -62,16 +64,18 @@ def detectable_difference(comparison: dict[str, Any]) -> float | None:
     return POWER_FACTOR * width / (2 * 1.96) if width > 0 else None
 
 
-def write_headline(results: dict[str, Any]) -> Headline:
-    """Read the result off the measured numbers."""
-    remarks = _pseudo_label_remarks(results)
+def write_headline(results: dict[str, Any], *, metric: str) -> Headline:
+    """Read the result off the measured numbers; `metric` is the task's."""
+    remarks = _pseudo_label_remarks(results, metric)
     measured = {entry["model"]: entry for entry in results["metrics"]}
     if "semievol" not in measured:
         sentence = "Nothing was measured: this run has no test rows."
-        return Headline(sentence, ("Give test rows with data.test, or data.split.test, to see what was gained.", *remarks))
+        return Headline(
+            sentence, ("Give test rows with data.test, or data.split.test, to see what was gained.", *remarks)
+        )
     control = "sft_matched" if "sft_matched" in measured else "sft"
     comparison = next((c for c in results["comparisons"] if (c["a"], c["b"]) == ("semievol", control)), None)
-    sentence = _measured_sentence(measured["semievol"])
+    sentence = _measured_sentence(measured["semievol"], metric)
     if comparison is not None:
         sentence += _difference_sentence(comparison, _control_name(control, results))
         remarks = _difference_remarks(comparison, control) + remarks
@@ -83,12 +87,12 @@ def _end(value: float) -> str:
     return "0.0" if text == "-0.0" else text.replace("-", MINUS)
 
 
-def _measured_sentence(entry: dict[str, Any]) -> str:
+def _measured_sentence(entry: dict[str, Any], metric: str) -> str:
     value, bounds = percent(entry["value"]), interval(entry["ci_low"], entry["ci_high"])
     rows = plural(entry["n"], "test row")
-    if entry["metric"] in ("accuracy", "exact_match"):
-        return f"SemiEvol answers {value}% {bounds} of {rows} right"
-    return f"SemiEvol scores {value} {bounds} of 100 in {METRIC_NAMES.get(entry['metric'], entry['metric'])} on {rows}"
+    if metric in GRADED_METRICS:
+        return f"SemiEvol scores {value} {bounds} of 100 in {METRIC_NAMES[metric]} on {rows}"
+    return f"SemiEvol answers {value}% {bounds} of {rows} right"
 
 
 def _control_name(control: str, results: dict[str, Any]) -> str:
@@ -113,25 +117,25 @@ def _difference_sentence(comparison: dict[str, Any], control: str) -> str:
 def _difference_remarks(comparison: dict[str, Any], control: str) -> list[str]:
     remarks = []
     detectable = detectable_difference(comparison)
-    if comparison["ci_low"] <= 0 <= comparison["ci_high"]:
+    if detectable is None:
+        remarks.append("Both models have the same score on every test row.")
+    elif comparison["ci_low"] <= 0 <= comparison["ci_high"]:
         remarks.append(
-            "Both models have the same score on every test row."
-            if detectable is None
-            else f"With these {plural(comparison['n'], 'test row')} a true difference of about {100 * detectable:.1f} points "
-            "would be found four times in five; a smaller one may well be missed."
+            f"With these {plural(comparison['n'], 'test row')} a true difference of about {100 * detectable:.1f} "
+            "points would be found four times in five; a smaller one may well be missed."
         )
     if control == "sft":
         remarks.append(
             "The control with as many optimiser steps was switched off, so a difference may come from longer training."
         )
     remarks.append(
-        "Brackets hold 95% intervals over the draw of the test rows. One run with one seed says nothing about the chance "
-        "in training."
+        "Brackets hold 95% intervals over the draw of the test rows. One run with one seed says nothing about the "
+        "chance in training."
     )
     return remarks
 
 
-def _pseudo_label_remarks(results: dict[str, Any]) -> list[str]:
+def _pseudo_label_remarks(results: dict[str, Any], metric: str) -> list[str]:
     entries = results["pseudo_labels"]
     total = results["rows"].get("n_unlabeled", 0)
     if not entries or not total:
@@ -140,15 +144,17 @@ def _pseudo_label_remarks(results: dict[str, Any]) -> list[str]:
     kept = [e["precision"]["kept"] for e in entries if "kept" in e["precision"]]
     if not kept:
         return [f"{text}; how many carry the right answer is not known, since no unlabelled row came with a target."]
+    reached = f"score 100 in {METRIC_NAMES[metric]}" if metric in GRADED_METRICS else "carry the right answer"
     n = sum(k["n"] for k in kept)
     right = sum(k["value"] * k["n"] for k in kept) / n
     whose = "these" if n == sum(e["n_kept"] for e in entries) else f"the {count(n)} with a target"
-    return [f"{text}; {percent(right)}% of {whose} carry the right answer."]
+    return [f"{text}; {percent(right)}% of {whose} {reached}."]
 
 
 def _parse_remarks(entries: Sequence[dict[str, Any]]) -> list[str]:
     worst = [e for e in entries if e["n_unparsed"] > 0.02 * e["n"]]
     return [
-        f"{MODEL_LABELS[e['model']]}: {count(e['n_unparsed'])} of {count(e['n'])} answers could not be parsed; they count as wrong."
+        f"{MODEL_LABELS[e['model']]}: {count(e['n_unparsed'])} of {count(e['n'])} answers could not be parsed; "
+        "they count as wrong."
         for e in worst
     ]

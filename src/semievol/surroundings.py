@@ -69,7 +69,8 @@ def check_model(config: RunConfig) -> tuple[list[str], list[str], ModelSize | No
         return [str(error)], [], None
     except (OSError, ValueError, KeyError, ImportError) as error:
         return [f"model.path: {config.model.path} cannot be built from its config: {_first_line(error)}"], [], None
-    faults, warnings = [], []
+    faults: list[str] = []
+    warnings: list[str] = []
     if config.trainer.type == "trl" and config.trainer.method == "qlora" and device.type != "cuda":
         faults.append(f"trainer.method: qlora needs a CUDA GPU, but the device is {device}; use lora")
     path = resolve_model_path(config.model.path)

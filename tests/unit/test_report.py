@@ -1,5 +1,5 @@
-import copy
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,27 +21,49 @@ VOID = {"meta", "br", "link", "path", "rect", "use", "img", "input"}
 
 
 def example(row_id: str, target: str | None = None) -> Example:
-    return Example(row_id, f"{NASTY} {row_id}", context=NASTY, choices=(f"yes {NASTY}", "no"), target=target, group=NASTY)
+    return Example(
+        row_id, f"{NASTY} {row_id}", context=NASTY, choices=(f"yes {NASTY}", "no"), target=target, group=NASTY
+    )
 
 
 def label(row_id: str, answer: str, source: str, nll: float) -> PseudoLabel:
     justified = source == "justified"
     return PseudoLabel(
-        row_id, answer, f"Answer: {answer}", source, 0.5 if justified else 1.0, mean_nll=nll, entropy=nll, max_probability=0.5,
-        justify_nll=0.3 if justified else None, justification=f"{NASTY} so {answer}" if justified else None,
-    )  # fmt: skip
+        row_id,
+        answer,
+        f"Answer: {answer}",
+        source,
+        0.5 if justified else 1.0,
+        mean_nll=nll,
+        entropy=nll,
+        max_probability=0.5,
+        justify_nll=0.3 if justified else None,
+        justification=f"{NASTY} so {answer}" if justified else None,
+    )
 
 
 def candidates(row_id: str) -> Candidates:
     return Candidates(
-        row_id, (Completion(f"{NASTY} Answer: A", (-0.25, -0.75), "raw"), Completion("I do not know")), ("A", None), ("warm-0", "base-1")
+        row_id,
+        (Completion(f"{NASTY} Answer: A", (-0.25, -0.75), "raw"), Completion("I do not know")),
+        ("A", None),
+        ("warm-0", "base-1"),
     )
 
 
 def predictions(model: str) -> list[Prediction]:
     hits = {"base": 4, "sft": 5, "sft_matched": 5, "semievol": 6}[model]
     return [
-        Prediction(f"t{i}", "A", "A" if i < hits else "B", float(i < hits), 0.9 - 0.05 * i, 0.1 * i, 0.05 * i, NASTY if i % 2 else "plain")
+        Prediction(
+            f"t{i}",
+            "A",
+            "A" if i < hits else "B",
+            float(i < hits),
+            0.9 - 0.05 * i,
+            0.1 * i,
+            0.05 * i,
+            NASTY if i % 2 else "plain",
+        )
         for i in range(8)
     ]
 
@@ -54,14 +76,18 @@ def write_run(path: Path, *, gold: bool = True, rounds: int = 1) -> RunDir:
     targets = ["A", "B", "A", "B", "A", "B"]
     sealed = [Gold(f"u{i}", t) for i, t in enumerate(targets, 1)] if gold else []
     run_dir.write_records(SEALED_GOLD, sealed, Gold)
-    run_dir.write_records("data/rejected", [Rejected(NASTY, 3, "question", NASTY, "empty", "fill it in", None)], Rejected)
+    run_dir.write_records(
+        "data/rejected", [Rejected(NASTY, 3, "question", NASTY, "empty", "fill it in", None)], Rejected
+    )
     run_dir.write_records("data/duplicates", [Duplicate("u9", "unlabeled", "t1", "test", 1.0, True)], Duplicate)
     for model in ("base", "sft", "sft_matched", "semievol"):
         run_dir.write_records(f"evaluate/predictions_{model}", predictions(model), Prediction)
     labels = [
-        label("u1", "A", "consensus", 0.1), label("u2", "A", "justified", 0.2),
-        label("u3", "A", "consensus", 0.3), label("u4", "A", "justified", 0.4),
-    ]  # fmt: skip
+        label("u1", "A", "consensus", 0.1),
+        label("u2", "A", "justified", 0.2),
+        label("u3", "A", "consensus", 0.3),
+        label("u4", "A", "justified", 0.4),
+    ]
     for number in range(1, rounds + 1):
         here = labels if number == 1 else labels[2:]
         kept, rest = (here[:2], here[2:]) if number == 1 else (here[:1], here[1:])
@@ -69,9 +95,13 @@ def write_run(path: Path, *, gold: bool = True, rounds: int = 1) -> RunDir:
         folder = f"round-{number}"
         run_dir.write_records(f"{folder}/retrieve/demonstrations", near, Demonstrations)
         run_dir.write_records(f"{folder}/propagate/candidates", [candidates(f"u{i}") for i in range(1, 6)], Candidates)
-        run_dir.write_records(f"{folder}/propagate/failed", [Dropped("u6", "propagate", "generation failed", NASTY, number)], Dropped)
+        run_dir.write_records(
+            f"{folder}/propagate/failed", [Dropped("u6", "propagate", "generation failed", NASTY, number)], Dropped
+        )
         run_dir.write_records(f"{folder}/justify/pseudo_labels", here, PseudoLabel)
-        run_dir.write_records(f"{folder}/justify/dropped", [Dropped("u5", "justify", "unparsable answer", NASTY, number)], Dropped)
+        run_dir.write_records(
+            f"{folder}/justify/dropped", [Dropped("u5", "justify", "unparsable answer", NASTY, number)], Dropped
+        )
         run_dir.write_records(f"{folder}/select/kept", kept, PseudoLabel)
         drops = [Dropped(x.example_id, "select", "not confident enough", "mean_nll 0.4", number) for x in rest]
         run_dir.write_records(f"{folder}/select/dropped", drops, Dropped)
@@ -80,9 +110,15 @@ def write_run(path: Path, *, gold: bool = True, rounds: int = 1) -> RunDir:
 
 def metric_entry(model: str, value: float, low: float, high: float, n_unparsed: int = 0) -> dict:
     return {
-        "model": model, "split": "test", "metric": "accuracy", "value": value, "ci_low": low, "ci_high": high, "n": 8,
+        "model": model,
+        "split": "test",
+        "metric": "accuracy",
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": 8,
         "n_unparsed": n_unparsed,
-    }  # fmt: skip
+    }
 
 
 def share(value: float, n: int) -> dict:
@@ -91,31 +127,71 @@ def share(value: float, n: int) -> dict:
 
 def audit_entry(number: int, n_labels: int, n_kept: int, *, gold: bool) -> dict:
     return {
-        "round": number, "n_labels": n_labels, "n_kept": n_kept, "coverage": n_kept / n_labels, "mean_agreement": 0.75,
-        "n_by_source": {"consensus": 2, "justified": n_labels - 2}, "n_with_gold": n_labels if gold else 0,
-        "precision": {"all": share(0.5, n_labels), "kept": share(0.625, n_kept), "dropped": share(0.4, 2)} if gold else {},
-        "threshold": {"n_kept": n_kept, "n_dropped": n_labels - n_kept, "signal": "mean_nll", "uncertainty": 0.2, "n_ranked": n_labels},
-    }  # fmt: skip
+        "round": number,
+        "n_labels": n_labels,
+        "n_kept": n_kept,
+        "coverage": n_kept / n_labels,
+        "mean_agreement": 0.75,
+        "n_by_source": {"consensus": 2, "justified": n_labels - 2},
+        "n_with_gold": n_labels if gold else 0,
+        "precision": {"all": share(0.5, n_labels), "kept": share(0.625, n_kept), "dropped": share(0.4, 2)}
+        if gold
+        else {},
+        "threshold": {
+            "n_kept": n_kept,
+            "n_dropped": n_labels - n_kept,
+            "signal": "mean_nll",
+            "uncertainty": 0.2,
+            "n_ranked": n_labels,
+        },
+    }
 
 
 def training_entry(stage: str) -> dict:
     return {
-        "stage": stage, "n_rows": 2, "optimizer_steps": 4, "n_tokens": 64, "last_loss": 0.5, "losses": [[1, 2.0], [4, 0.5]],
+        "stage": stage,
+        "n_rows": 2,
+        "optimizer_steps": 4,
+        "n_tokens": 64,
+        "last_loss": 0.5,
+        "losses": [[1, 2.0], [4, 0.5]],
         "rendered_example": f"<|user|>{NASTY}<|assistant|>\u27e6Answer: A\u27e7",
-    }  # fmt: skip
+    }
 
 
 def make_results(*, gold: bool = True, rounds: int = 1) -> dict:
     entries = [audit_entry(1, 4, 2, gold=gold)] + [audit_entry(n, 2, 1, gold=gold) for n in range(2, rounds + 1)]
     points = [{"coverage": c, "precision": 1 - c / 2, "mean_nll": c} for c in (0.25, 0.5, 1.0)] if gold else []
-    models = [("base", 0.512, 0.2, 0.8), ("sft", 0.634, 0.3, 0.9), ("sft_matched", 0.645, 0.31, 0.91), ("semievol", 0.756, 0.4, 0.95)]
-    comparison = {"metric": "accuracy", "p_value": 0.0123, "n": 8, "a": "semievol", "difference": 0.111, "ci_low": 0.033, "ci_high": 0.222}
+    models = [
+        ("base", 0.512, 0.2, 0.8),
+        ("sft", 0.634, 0.3, 0.9),
+        ("sft_matched", 0.645, 0.31, 0.91),
+        ("semievol", 0.756, 0.4, 0.95),
+    ]
+    comparison = {
+        "metric": "accuracy",
+        "p_value": 0.0123,
+        "n": 8,
+        "a": "semievol",
+        "difference": 0.111,
+        "ci_low": 0.033,
+        "ci_high": 0.222,
+    }
     cost = {
-        "seconds": 12.5, "model_seconds": 10.0, "prompt_tokens": 12345, "completion_tokens": 678, "forward_passes": 9,
-        "train_tokens": 0, "peak_memory_bytes": 3 * 2**30,
-    }  # fmt: skip
+        "seconds": 12.5,
+        "model_seconds": 10.0,
+        "prompt_tokens": 12345,
+        "completion_tokens": 678,
+        "forward_passes": 9,
+        "train_tokens": 0,
+        "peak_memory_bytes": 3 * 2**30,
+    }
     return {
-        "schema_version": 1, "recipe": "paper", "seed": 0, "rounds": rounds, "model": NASTY,
+        "schema_version": 1,
+        "recipe": "paper",
+        "seed": 0,
+        "rounds": rounds,
+        "model": NASTY,
         "recipe_differences": [{"key": "select.keep_fraction", "value": 0.3, "recipe_value": 0.5}],
         "task": {"type": "choice", "labels": [], "shared_choices": []},
         "metrics": [metric_entry(*m) for m in models],
@@ -125,14 +201,27 @@ def make_results(*, gold: bool = True, rounds: int = 1) -> dict:
         "pseudo_labels": entries,
         "precision_curves": [{"round": e["round"], "points": points} for e in entries],
         "rows": {
-            "n_read": 19, "n_labeled": 2, "n_unlabeled": 6, "n_test": 8, "n_rejected": 1, "n_duplicates_dropped": 1,
-            "n_not_drawn": 1, "n_gold_sealed": 6 if gold else 0, "notes": [NASTY], "targets": {"labeled": {NASTY: 2}, "test": {}},
-            "fates": [{"fate": "kept", "reason": "selected as a pseudo-label", "n": 3}, {"fate": "select", "reason": "x", "n": 3}],
+            "n_read": 19,
+            "n_labeled": 2,
+            "n_unlabeled": 6,
+            "n_test": 8,
+            "n_rejected": 1,
+            "n_duplicates_dropped": 1,
+            "n_not_drawn": 1,
+            "n_gold_sealed": 6 if gold else 0,
+            "notes": [NASTY],
+            "targets": {"labeled": {NASTY: 2}, "test": {}},
+            "fates": [
+                {"fate": "kept", "reason": "selected as a pseudo-label", "n": 3},
+                {"fate": "select", "reason": "x", "n": 3},
+            ],
         },
-        "training": [training_entry(s) for s in ("warmup", *(f"round-{r + 1}/evolve" for r in range(rounds)), "control")],
+        "training": [
+            training_entry(s) for s in ("warmup", *(f"round-{r + 1}/evolve" for r in range(rounds)), "control")
+        ],
         "stages": [{"name": "data", **cost}],
         "environment": {"semievol": "0.1.0", "python": NASTY},
-    }  # fmt: skip
+    }
 
 
 def make_config(**sections):
@@ -189,8 +278,8 @@ def test_report_escapes_all_text_from_data(page):
     assert parse(page).names.count("script") == 1  # the filter's own
     assert "alert(&#34;1&#34;)" in page
     assert not re.search(r"<script>\s*alert", page)
-    assert "<b>\n" not in page.replace("<b>\n", "", 0) or "'quoted' <b>" not in page
-    assert "'quoted'" not in page
+    assert "'quoted' <b>" not in page
+    assert NASTY not in page
 
 
 def test_report_refers_to_nothing_outside_itself(page):
@@ -205,15 +294,10 @@ def test_report_has_every_id_once(page):
     assert len(ids) == len(set(ids))
 
 
-def test_report_is_the_same_twice(run_dir, page):
-    assert draw_report(make_config(), run_dir, make_results()) == page
-
-
-def test_report_does_not_change_results(run_dir):
+def test_report_is_the_same_twice_and_leaves_results_as_they_are(run_dir, page):
     results = make_results()
-    before = copy.deepcopy(results)
-    draw_report(make_config(), run_dir, results)
-    assert results == before
+    assert draw_report(make_config(), run_dir, results) == page
+    assert results == make_results()
 
 
 def test_main_table_shows_the_numbers_of_results(page):
@@ -229,7 +313,10 @@ def test_rows_add_up_in_the_table(page):
     text = text_of(page)
     assert "Rows read labelled 2" in text
     assert "sum 19 100.0" in text
-    assert "Unlabelled rows kept 2 33.3 not confident enough 2 33.3 no parsable answer 1 16.7 request failed 1 16.7 sum 6" in text
+    assert (
+        "Unlabelled rows kept 2 33.3 not confident enough 2 33.3 no parsable answer 1 16.7 request failed 1 16.7 sum 6"
+        in text
+    )
 
 
 def test_rows_that_are_nowhere_are_shown():
@@ -286,6 +373,7 @@ def test_report_of_an_open_task_draws_nll(tmp_path):
     text = text_of(draw_report(make_config(task={"type": "span", "metric": "token_f1"}), run_dir, results))
     assert "Mean NLL of the answer" in text
     assert "of 100 in token F1" in text
+    assert "Right is a full score in token F1" in text
 
 
 def test_report_of_two_rounds_shows_each(tmp_path):
@@ -299,7 +387,7 @@ def test_report_of_two_rounds_shows_each(tmp_path):
 
 
 def test_report_without_examples(run_dir):
-    assert "one by one" not in draw_report(make_config(report={"n_examples": 0}), run_dir, make_results())
+    assert choose_rows(make_config(report={"n_examples": 0}), run_dir) == []
 
 
 def test_report_names_a_missing_artifact(tmp_path):
@@ -307,8 +395,17 @@ def test_report_names_a_missing_artifact(tmp_path):
         draw_report(make_config(), RunDir(tmp_path), make_results())
 
 
+def test_report_stays_small_with_long_texts_and_long_trainings(tmp_path):
+    run_dir = write_run(tmp_path)
+    long = [replace(example(f"u{i}"), question="word " * 20_000, context="word " * 20_000) for i in range(1, 7)]
+    run_dir.write_records("data/unlabeled", long, Example)
+    results = make_results()
+    results["training"][0]["losses"] = [[i, 1.0] for i in range(50_000)]
+    assert len(draw_report(make_config(), run_dir, results)) < 400_000
+
+
 def test_headline_reads_a_gain():
-    sentence = write_headline(make_results()).sentence
+    sentence = write_headline(make_results(), metric="accuracy").sentence
     assert sentence == (
         "SemiEvol answers 75.6% [40.0, 95.0] of 8 test rows right, 11.1 points [3.3, 22.2] more than "
         "fine-tuning on the 2 labelled rows alone for as many steps."
@@ -318,38 +415,46 @@ def test_headline_reads_a_gain():
 def test_headline_reads_a_loss():
     results = make_results()
     results["comparisons"][0] |= {"difference": -0.05, "ci_low": -0.09, "ci_high": -0.01}
-    assert "5.0 points [1.0, 9.0] less than" in write_headline(results).sentence
+    assert "5.0 points [1.0, 9.0] less than" in write_headline(results, metric="accuracy").sentence
 
 
 def test_headline_reads_no_difference_with_what_could_be_seen():
     results = make_results()
     results["comparisons"][0] |= {"difference": 0.004, "ci_low": -0.0196, "ci_high": 0.0196}
-    headline = write_headline(results)
-    assert "No difference from fine-tuning on the 2 labelled rows alone for as many steps was seen (+0.4 points" in headline.sentence
+    headline = write_headline(results, metric="accuracy")
+    assert (
+        "No difference from fine-tuning on the 2 labelled rows alone for as many steps was seen (+0.4 points"
+        in headline.sentence
+    )
     assert "about 2.8 points" in headline.remarks[0]
 
 
 def test_headline_tells_when_no_row_differs():
     results = make_results()
     results["comparisons"][0] |= {"difference": 0.0, "ci_low": 0.0, "ci_high": 0.0}
-    assert write_headline(results).remarks[0] == "Both models have the same score on every test row."
+    assert write_headline(results, metric="accuracy").remarks[0] == "Both models have the same score on every test row."
     assert detectable_difference(results["comparisons"][0]) is None
 
 
 def test_headline_warns_of_unparsed_answers():
     results = make_results()
     results["metrics"][0]["n_unparsed"] = 3
-    assert "Base: 3 of 8 answers could not be parsed; they count as wrong." in write_headline(results).remarks
+    assert (
+        "Base: 3 of 8 answers could not be parsed; they count as wrong."
+        in write_headline(results, metric="accuracy").remarks
+    )
 
 
 def test_headline_weighs_precision_of_rounds_by_their_rows():
     results = make_results(rounds=2)
     results["pseudo_labels"][0]["precision"]["kept"] = share(1.0, 3)
     results["pseudo_labels"][1]["precision"]["kept"] = share(0.0, 1)
-    assert any("75.0%" in remark for remark in write_headline(results).remarks)
+    assert any("75.0%" in remark for remark in write_headline(results, metric="accuracy").remarks)
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0001, "p < 0.001"), (0.0123, "p = 0.012"), (0.0499, "p = 0.050"), (0.5, "p = 0.50")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0001, "p < 0.001"), (0.0123, "p = 0.012"), (0.0499, "p = 0.050"), (0.5, "p = 0.50")]
+)
 def test_p_value_text(value, text):
     assert p_value(value) == text
 
@@ -368,9 +473,13 @@ def test_place_marks_share_a_scale_with_room():
 def test_choose_rows_mixes_kinds(run_dir):
     rows = choose_rows(make_config(report={"n_examples": 6}), run_dir)
     assert [(r.id, r.fate, r.is_right) for r in rows] == [
-        ("u1", "kept", True), ("u2", "kept", False), ("u3", "dropped", True), ("u4", "dropped", False),
-        ("u5", "unusable", None), ("u6", "unusable", None),
-    ]  # fmt: skip
+        ("u1", "kept", True),
+        ("u2", "kept", False),
+        ("u3", "dropped", True),
+        ("u4", "dropped", False),
+        ("u5", "unusable", None),
+        ("u6", "unusable", None),
+    ]
 
 
 def test_choose_rows_takes_no_more_than_asked(run_dir):
@@ -390,7 +499,11 @@ def test_find_record_finds_rows_far_from_the_hint(tmp_path):
 
 def test_find_record_is_not_fooled_by_text_that_looks_like_a_row(tmp_path):
     run_dir = RunDir(tmp_path)
-    rows = [Example("a", 'see {"id":"b",', metadata={"id": "b"}), Example("b", "the one"), Example('q"\u00e9', "quoted")]
+    rows = [
+        Example("a", 'see {"id":"b",', metadata={"id": "b"}),
+        Example("b", "the one"),
+        Example('q"\u00e9', "quoted"),
+    ]
     run_dir.write_records("data/unlabeled", rows, Example)
     for row in rows:
         assert find_record(run_dir, "data/unlabeled", row.id, Example, near=0.0, key="id") == row

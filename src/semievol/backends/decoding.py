@@ -16,7 +16,6 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from semievol.backends.tries import Trie, TrieRow, common_length, cut_trie, find_ancestors, find_positions
 from semievol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,43 +44,6 @@ class Sample:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Trie:
-    """The completions of a closed set: their shared start as a chain, then the tokens in which they differ.
-
-    Node i holds token `tokens[i]` behind node `parents[i]`; -1 is the last prompt token. Parents come before children.
-    Tokens that end a completion are asked for and not fed, so they are no nodes.
-    """
-
-    tokens: tuple[int, ...]
-    parents: tuple[int, ...]
-    prefix: tuple[tuple[int, int], ...]
-    """(node, token) steps of the shared start: the token's log-probability is read off behind the node."""
-    paths: tuple[tuple[tuple[int, int], ...], ...]
-    """The steps of each completion after the shared start."""
-
-    @property
-    def depth(self) -> int:
-        """Tokens of the longest completion, shared start included."""
-        return len(self.prefix) + max(len(path) for path in self.paths)
-
-
-@dataclass(frozen=True, slots=True)
-class TrieRow:
-    """A part of a trie behind its prompt, as one row of a forward pass."""
-
-    prompt: Sequence[int]
-    tokens: tuple[int, ...]
-    parents: tuple[int, ...]
-    nodes: tuple[int, ...]
-    """Number in the trie of each node of this row."""
-
-    @property
-    def length(self) -> int:
-        """Columns that the row takes."""
-        return len(self.prompt) + len(self.tokens)
 
 
 class SharedPrefix:
@@ -170,7 +133,7 @@ class CausalLm:
         keep = 1 + max(len(row.tokens) for row in rows)
         positions = torch.zeros_like(ids)
         for at, row in enumerate(rows):
-            columns = _trie_positions(len(row.prompt), row.parents)[skip:]
+            columns = find_positions(len(row.prompt), row.parents)[skip:]
             positions[at, ids.shape[1] - len(columns) :] = torch.tensor(columns)
         chained = all(row.parents == tuple(range(-1, len(row.parents) - 1)) for row in rows)
         attention = mask if chained else self._trie_mask(rows, mask, skip)
@@ -186,7 +149,7 @@ class CausalLm:
         max_nodes = LOGITS_BYTES // (4 * self.vocab_size) if self._full_attention else 0
         return [
             TrieRow(prompt, tuple(trie.tokens[n] for n in nodes), parents, nodes)
-            for nodes, parents in _cut_trie(trie, max_nodes)
+            for nodes, parents in cut_trie(trie, max_nodes)
         ]
 
     def _forward(
@@ -234,7 +197,7 @@ class CausalLm:
         """The start that all `prompts` share, run through the model; at least one token of each is left for its row."""
         if not self._full_attention or len(prompts) < 2:
             return None
-        length = min(_common_length(prompts), min(map(len, prompts)) - 1)
+        length = min(common_length(prompts), min(map(len, prompts)) - 1)
         last = self._prefix
         if (
             last is not None
@@ -294,7 +257,7 @@ class CausalLm:
             visible[at] = causal
             visible[at, :, skip:first] = False
             if n_nodes:
-                visible[at, width - n_nodes :, skip + width - n_nodes :] = _ancestors(row.parents)
+                visible[at, width - n_nodes :, skip + width - n_nodes :] = find_ancestors(row.parents)
         # Padding columns see themselves: a row of a softmax without any entry is NaN.
         visible[:, np.arange(width), skip + np.arange(width)] = True
         seen = torch.from_numpy(visible).to(mask.device)[:, None]
@@ -317,93 +280,6 @@ def draw_uniforms(seed: int, sample: int, count: int) -> NDArray[np.float64]:
     """The noise of one sample: a function of (seed, sample) alone, through the counter-based generator Philox."""
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=16).digest(), "little")
     return np.random.Generator(np.random.Philox(key=key)).random(count)
-
-
-@lru_cache(maxsize=4096)
-def build_trie(completions: tuple[tuple[int, ...], ...]) -> Trie:
-    """The trie over `completions`, token ids that each end with a stop token.
-
-    The stop token counts only where one completion is the start of another. A single completion has no shared start.
-
-    Raises:
-        ValueError: If two of them have the same tokens.
-    """
-    bodies = [c[:-1] for c in completions]
-    if len(set(bodies)) < len(bodies):
-        raise ValueError("two completions have the same tokens")
-    scored = [c if _starts_another(b, bodies) else b for c, b in zip(completions, bodies, strict=True)]
-    shared = _common_length(scored) if len(scored) > 1 else 0
-    tokens: list[int] = []
-    parents: list[int] = []
-    children: dict[tuple[int, int], int] = {}
-    walks: list[tuple[tuple[int, int], ...]] = []
-    for ids in scored:
-        node, steps = -1, []
-        for depth, token in enumerate(ids):
-            steps.append((node, token))
-            if depth + 1 == len(ids):
-                break
-            if (node, token) not in children:
-                children[node, token] = len(tokens)
-                tokens.append(token)
-                parents.append(node)
-            node = children[node, token]
-        walks.append(tuple(steps))
-    return Trie(tuple(tokens), tuple(parents), walks[0][:shared], tuple(w[shared:] for w in walks))
-
-
-def _starts_another(body: Sequence[int], bodies: Sequence[Sequence[int]]) -> bool:
-    return any(len(other) > len(body) and other[: len(body)] == body for other in bodies)
-
-
-def _common_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Number of tokens that all `sequences` start with."""
-    low, high = min(sequences), max(sequences)  # what the extremes of the order share, all share
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-
-
-@lru_cache(maxsize=1024)
-def _cut_trie(trie: Trie, max_nodes: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """(nodes, their parents' places in the part) of parts of at most `max_nodes` nodes, or of one path."""
-    inner = set(trie.parents)
-    leaves = [n for n in range(len(trie.tokens)) if n not in inner]
-    parts: list[set[int]] = [set()]
-    for leaf in leaves:
-        path = set(_path(trie, leaf))
-        if parts[-1] and len(parts[-1] | path) > max_nodes:
-            parts.append(set())
-        parts[-1] |= path
-    cut = []
-    for part in parts:
-        nodes = tuple(sorted(part))
-        place = {n: i for i, n in enumerate(nodes)} | {-1: -1}
-        cut.append((nodes, tuple(place[trie.parents[n]] for n in nodes)))
-    return tuple(cut)
-
-
-def _path(trie: Trie, node: int) -> list[int]:
-    path = []
-    while node >= 0:
-        path.append(node)
-        node = trie.parents[node]
-    return path
-
-
-@lru_cache(maxsize=1024)
-def _ancestors(parents: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Entry (i, j): node j is node i or stands above it."""
-    above = np.eye(len(parents), dtype=bool)
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            above[node] |= above[parent]
-    return above
-
-
-def _trie_positions(n_prompt: int, parents: Sequence[int]) -> list[int]:
-    depths: list[int] = []
-    for parent in parents:
-        depths.append(0 if parent < 0 else depths[parent] + 1)
-    return [*range(n_prompt), *(n_prompt + depth for depth in depths)]
 
 
 def _inverse_cdf(raw: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:

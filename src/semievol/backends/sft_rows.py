@@ -29,20 +29,19 @@ def encode_rows(tokenizer: "PreTrainedTokenizerBase", train: Sequence[SftRow]) -
     """Token ids of all rows, in their order.
 
     Raises:
-        TrainingError: If there are no rows, or no token of one carries loss.
+        TrainingError: If there are no rows, or the completion of one is empty.
         ConfigError: If the chat template writes a prompt in another way once the answer is there.
     """
     if not train:
         raise TrainingError("there are no training rows")
+    empty = [row.id for row in train if not row.completion.strip()]
+    if empty:
+        raise TrainingError(f"no token carries loss in {_name_some(empty)}: the completion is empty")
     rows = []
     for row in train:
         prompt = hf.render_prompt_ids(tokenizer, row.messages)
         completion = hf.completion_ids(tokenizer, row.messages, row.completion)
         rows.append(EncodedRow(row.id, (*prompt, *completion), len(prompt)))
-    bare = [row.id for row in train if not row.completion.strip()]
-    bare += [row.id for row in rows if row.n_prompt == len(row.input_ids)]
-    if bare:
-        raise TrainingError(f"no token carries loss in {_name_some(bare)}: the completion is empty")
     return rows
 
 

@@ -21,7 +21,7 @@ import torch
 from typing_extensions import Self
 
 from semievol.backends.base import Usage
-from semievol.backends.decoding import CausalLm, Sample, Trie, TrieRow, build_trie, draw_uniforms
+from semievol.backends.decoding import CausalLm, Sample, draw_uniforms
 from semievol.backends.hf import (
     add_adapter,
     completion_ids,
@@ -36,6 +36,7 @@ from semievol.backends.hf import (
     stop_ids,
     tokenizer_fingerprint,
 )
+from semievol.backends.tries import Trie, TrieRow, build_trie
 from semievol.config import ModelConfig, TransformersGeneratorConfig
 from semievol.errors import DataError, GenerationError
 from semievol.types import ChoiceRequest, ChoiceScores, Completion, Message, ModelRef, Request, Result, Sampling
@@ -97,10 +98,14 @@ class _LoadedBase:
         self.lm = lm
         self._model = model
         self._names: dict[str, str] = {}
+        self._last: str | None = None
 
     @contextlib.contextmanager
     def adapted(self, adapter: str | None) -> Iterator[None]:
         """Within, the model is the base with `adapter` alone (None: the bare base)."""
+        if adapter != self._last:
+            self.lm.forget_prefix()
+            self._last = adapter
         if adapter is None:
             with self._model.disable_adapter() if self._names else contextlib.nullcontext():
                 yield
@@ -223,7 +228,7 @@ class TransformersGenerator:
         return _Scored(request, ids, trie)
 
     def _ending(self, request: ChoiceRequest, ids: Sequence[int], completion: str) -> tuple[int, ...]:
-        """`completion_ids`, remembered by what stands after the prompt's last special token, over which no token reaches."""
+        """`completion_ids`, remembered by the prompt from its last special token on: no token reaches over one."""
         turn = next((at for at in range(len(ids) - 1, -1, -1) if ids[at] in self._special_ids), 0)
         key = (completion, tuple(ids[turn:]), tuple(m.role for m in request.messages))
         if key not in self._endings:
