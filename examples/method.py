@@ -2,7 +2,8 @@
 
     python examples/method.py            # about three minutes on 2 CPU cores
 
-It routes the synthetic support tickets of `semievol demo` with the embedded Pocket LM. Read it from top to bottom: it is
+It routes the synthetic support tickets of `semievol demo` with the embedded Pocket LM. Read it from top to bottom:
+it is
 section 3 of the paper (arXiv:2410.14745). For a run that resumes, is audited and ends in a report, use `semievol run`.
 """
 
@@ -56,7 +57,10 @@ def main() -> None:
         selected = [replace(e, target=a) for e, a, h in zip(unlabeled, final, nll, strict=True) if h <= tau]
         evolved = train(base, labeled + selected, prompts, Path(folder) / "evolved")
         with open_generator(CONFIG.generator, CONFIG.model) as generator:
-            scores = {name: evaluate(test, prompts, model, generator) for name, model in (("SFT", warm), ("SemiEvol", evolved))}
+            scores = {
+                name: evaluate(test, prompts, model, generator)
+                for name, model in (("SFT", warm), ("SemiEvol", evolved))
+            }
 
     for name, correct in scores.items():
         print(f"{name:<10}{sum(correct) / len(correct):.3f}")
@@ -83,15 +87,19 @@ def propagate(
     models: dict[str, ModelRef],
     generator: Generator,
 ) -> list[list[str | None]]:
-    """n configurations, members of {base, warm} x {0..3 demonstrations}, answer every row at T = 1."""
+    """N configurations, members of {base, warm} x {0..3 demonstrations}, answer every row at T = 1."""
     by_id = {e.id: e for e in labeled}
     near = list(retrieve(labeled, unlabeled, open_retriever(CONFIG.embedder, CONFIG.model), k=CONFIG.retrieve.k))
     requests = [
-        Request(f"{e.id}/{i}", prompts.answer(e, [by_id[j] for j in n.demonstration_ids[: c.k]]), models[c.model], seed=i)
+        Request(
+            f"{e.id}/{i}", prompts.answer(e, [by_id[j] for j in n.demonstration_ids[: c.k]]), models[c.model], seed=i
+        )
         for e, n in zip(unlabeled, near, strict=True)
         for i, c in enumerate(CONFIG.propagate.configurations)
     ]
-    texts = {r.id: r.completions[0].text for r in generator.generate(requests, Sampling(temperature=1.0, max_tokens=16))}
+    texts = {
+        r.id: r.completions[0].text for r in generator.generate(requests, Sampling(temperature=1.0, max_tokens=16))
+    }
     slots = range(len(CONFIG.propagate.configurations))
     return [[parse_answer(texts[f"{e.id}/{i}"], e, prompts.task, prompts.facts) for i in slots] for e in unlabeled]
 

@@ -34,7 +34,14 @@ N_LABELED = 60
 N_INTENTS = 10
 SFT = {
     "full": {"learning_rate": 2e-4, "max_steps": 60, "batch_size": 16},
-    "lora": {"learning_rate": 2e-3, "max_steps": 60, "batch_size": 16, "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+    "lora": {
+        "learning_rate": 2e-3,
+        "max_steps": 60,
+        "batch_size": 16,
+        "r": 16,
+        "lora_alpha": 32,
+        "target_modules": "all-linear",
+    },
 }
 
 
@@ -130,7 +137,9 @@ DEMONSTRATIONS: dict[str, Neighbours] = {
 
 
 @torch.inference_mode()
-def accuracy(model: Any, tokenizer: Any, task: Task, rows: Sequence[Example], demonstrations: list[list[Example]]) -> dict[str, float]:
+def accuracy(
+    model: Any, tokenizer: Any, task: Task, rows: Sequence[Example], demonstrations: list[list[Example]]
+) -> dict[str, float]:
     """Share of rows whose most likely letter is right, and share where greedy decoding keeps to the format."""
     letters = [tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in task.letters]
     lead = tokenizer("Answer:", add_special_tokens=False)["input_ids"]
@@ -145,7 +154,9 @@ def accuracy(model: Any, tokenizer: Any, task: Task, rows: Sequence[Example], de
         batch = by_length[start : start + 16]
         texts = [[*prompts[i], *lead, letters[task.letters.index(rows[i].target or "")]] for i in batch]
         length = max(map(len, texts))
-        ids = torch.tensor([t + [pocket.PAD] * (length - len(t)) for t in texts])  # causal: padding behind is never seen
+        ids = torch.tensor(
+            [t + [pocket.PAD] * (length - len(t)) for t in texts]
+        )  # causal: padding behind is never seen
         ends = torch.tensor([len(t) for t in texts])[:, None] + torch.arange(-len(lead) - 2, 0)
         hidden = model.get_base_model() if hasattr(model, "get_base_model") else model
         states = hidden.bert(input_ids=ids).last_hidden_state
@@ -174,7 +185,10 @@ def fine_tune(folder: Path, task: Task, method: str, settings: dict[str, Any], s
     ]
     lora = (
         LoraConfig(
-            r=settings["r"], lora_alpha=settings["lora_alpha"], target_modules=settings["target_modules"], task_type="CAUSAL_LM"
+            r=settings["r"],
+            lora_alpha=settings["lora_alpha"],
+            target_modules=settings["target_modules"],
+            task_type="CAUSAL_LM",
         )
         if method == "lora"
         else None
@@ -199,7 +213,11 @@ def fine_tune(folder: Path, task: Task, method: str, settings: dict[str, Any], s
             data_seed=seed,
         )
         trainer = SFTTrainer(
-            model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=lora,
         )
         began = time.monotonic()
         trainer.train()
@@ -227,8 +245,12 @@ def main() -> None:
     """Parses the command line, measures, writes the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--cache-dir", type=Path, help="where the folder and the tokens of prose are kept; default: a temporary one")
-    parser.add_argument("--corpus-chars", type=int, default=8_000_000, help="of each corpus, in the search for held-out prose")
+    parser.add_argument(
+        "--cache-dir", type=Path, help="where the folder and the tokens of prose are kept; default: a temporary one"
+    )
+    parser.add_argument(
+        "--corpus-chars", type=int, default=8_000_000, help="of each corpus, in the search for held-out prose"
+    )
     parser.add_argument("--only", choices=("base", "full", "lora"), help="measure one thing and write nothing")
     parser.add_argument("--limit", type=int, help="test rows of each set; writes nothing")
     parser.add_argument("--lora-learning-rate", type=float)
@@ -292,7 +314,9 @@ def measure(folder: Path, cache: Path, args: argparse.Namespace) -> dict[str, An
             shown = {name: find(task, rows) for name, find in DEMONSTRATIONS.items()}
             if args.only in (None, "base"):
                 for name, demonstrations in shown.items():
-                    measured.setdefault(f"base_{name}", []).append(accuracy(model, tokenizer, task, rows, demonstrations))
+                    measured.setdefault(f"base_{name}", []).append(
+                        accuracy(model, tokenizer, task, rows, demonstrations)
+                    )
             for method, settings in SFT.items():
                 if args.only in (None, method):
                     tuned, seconds = fine_tune(folder, task, method, settings, seed)
@@ -311,7 +335,11 @@ def measure(folder: Path, cache: Path, args: argparse.Namespace) -> dict[str, An
     if args.only != "base":
         card["fine_tuning"] = {method: settings for method, settings in SFT.items() if args.only in (None, method)}
         for settings in card["fine_tuning"].values():
-            settings |= {"optimizer": "AdamW", "lr_scheduler_type": "linear, 10 % warm-up", "device": "CPU, 2 threads, float32"}
+            settings |= {
+                "optimizer": "AdamW",
+                "lr_scheduler_type": "linear, 10 % warm-up",
+                "device": "CPU, 2 threads, float32",
+            }
     return card
 
 

@@ -68,14 +68,22 @@ LABEL_INSTRUCTIONS = (
 SPAN_INSTRUCTIONS = (INSTRUCTIONS["span"], "Answer the question.", "Reply in a few words.", "Follow the examples.")
 NUMBER_INSTRUCTIONS = (INSTRUCTIONS["number"], "Reply with a number.", "Compute the result.")
 TASK_INSTRUCTIONS = {
-    "intent": ("What does the user want?", "Classify the intent of the customer's message.", "Choose the intent of the request."),
+    "intent": (
+        "What does the user want?",
+        "Classify the intent of the customer's message.",
+        "Choose the intent of the request.",
+    ),
     "spam": ("Is this text message spam?", "Classify the SMS."),
     "sentiment": (
         "What is the sentiment of the text?",
         "Classify the sentiment of the sentence.",
         "Decide whether the text is good news, bad news or neither.",
     ),
-    "passage": ("Which passage does the sentence come from?", "Choose the topic of the sentence.", "What is the text about?"),
+    "passage": (
+        "Which passage does the sentence come from?",
+        "Choose the topic of the sentence.",
+        "What is the text about?",
+    ),
 }
 STEMS = {
     "intent": ("Classify the intent:", "What is the intent of this message?", "Customer:"),
@@ -168,10 +176,15 @@ class Episode:
 # -- preparing --------------------------------------------------------------------------------------------------------
 
 
-def load_tasks(shared: Path, cache: Path, tokenizer: Any, word_vectors: NDArray[np.float32], max_corpus_chars: int) -> Tasks:
+def load_tasks(
+    shared: Path, cache: Path, tokenizer: Any, word_vectors: NDArray[np.float32], max_corpus_chars: int
+) -> Tasks:
     """Reads and tokenises all sources; keeps the tokens under `cache`, keyed by the amount of prose."""
     pretrain = shared / "data" / "pretrain_tasks"
-    rows = {path.stem: [json.loads(line) for line in path.open(encoding="utf-8")] for path in sorted(pretrain.glob("*.jsonl"))}
+    rows = {
+        path.stem: [json.loads(line) for line in path.open(encoding="utf-8")]
+        for path in sorted(pretrain.glob("*.jsonl"))
+    }
     prose = {name: load_prose(shared, cache, name, tokenizer, max_corpus_chars) for name in CORPORA}
     frequency = np.ones(len(word_vectors))
     for document_sentences, _, _, _ in prose.values():
@@ -244,9 +257,14 @@ def load_prose(
                 if len(window) >= 8:
                     windows.append((len(sentences), len(sentences) + len(window)))
                     sentences.extend(window)
-        made = [_tokenise(texts, tokenizer) for texts in (sentences, training, [p for p, o in zip(parts, held, strict=True) if o])]
+        made = [
+            _tokenise(texts, tokenizer)
+            for texts in (sentences, training, [p for p, o in zip(parts, held, strict=True) if o])
+        ]
         cache.mkdir(parents=True, exist_ok=True)
-        arrays = {f"{key}{i}": value for i, s in enumerate(made) for key, value in (("flat", s.flat), ("offsets", s.offsets))}
+        arrays = {
+            f"{key}{i}": value for i, s in enumerate(made) for key, value in (("flat", s.flat), ("offsets", s.offsets))
+        }
         with (cache / f"{path.name}.part").open("wb") as file_out:
             np.savez(file_out, windows=np.array(windows, dtype=np.int64).reshape(-1, 2), **arrays)
         (cache / f"{path.name}.part").replace(path)
@@ -289,7 +307,9 @@ def _vectors(texts: Sentences, weighted: NDArray[np.float32]) -> NDArray[np.floa
     return out
 
 
-def _keywords(sentences: Sentences, members: NDArray[np.int64], frequency: NDArray[np.float64], tokenizer: Any) -> list[int]:
+def _keywords(
+    sentences: Sentences, members: NDArray[np.int64], frequency: NDArray[np.float64], tokenizer: Any
+) -> list[int]:
     """One or two words that stand out in a passage: its label name. Empty where none does."""
     start, end = int(sentences.offsets[members[0]]), int(sentences.offsets[members[-1] + 1])
     ids, counts = np.unique(sentences.flat[start:end], return_counts=True)
@@ -301,7 +321,9 @@ def _keywords(sentences: Sentences, members: NDArray[np.int64], frequency: NDArr
     return names[: 1 + len(members) % 2]
 
 
-def _label_pool(name: str, kind: str, rows: list[dict[str, Any]], tokenizer: Any, weighted: NDArray[np.float32]) -> LabelPool:
+def _label_pool(
+    name: str, kind: str, rows: list[dict[str, Any]], tokenizer: Any, weighted: NDArray[np.float32]
+) -> LabelPool:
     texts = _tokenise([row["text"].replace("<br />", " ") for row in rows], tokenizer)
     labels = sorted({row["answer"] for row in rows})
     answers = np.array([labels.index(row["answer"]) for row in rows])
@@ -379,7 +401,9 @@ class EpisodeSource:
 
     def _pool(self) -> Episode | None:
         pool = self.random.choices(self.tasks.pools, (5, 2, 1, 1, 4))[0]
-        return self._classification(pool, self.random.sample(range(len(pool.members)), self._n_classes(len(pool.members))))
+        return self._classification(
+            pool, self.random.sample(range(len(pool.members)), self._n_classes(len(pool.members)))
+        )
 
     def _prose_pool(self) -> Episode | None:
         pool = self.random.choices(self.tasks.prose_pools, (5, 3, 2, 2, 3, 1, 0.5))[0]
@@ -404,7 +428,11 @@ class EpisodeSource:
             rows.extend((int(members[i]), position) for i in rng.sample(range(len(members)), count))
         query = rows.pop(rng.randrange(len(rows)))
         naming = rng.choices(("real", "nonsense", "permuted"), (0.62, 0.26, 0.12))[0]
-        k = rng.choices(range(7), (3, 1, 1, 5, 2, 3, 5))[0] if naming == "real" else rng.choices(range(2, 7), (2, 5, 3, 3, 3))[0]
+        k = (
+            rng.choices(range(7), (3, 1, 1, 5, 2, 3, 5))[0]
+            if naming == "real"
+            else rng.choices(range(2, 7), (2, 5, 3, 3, 3))[0]
+        )
         demonstrations = self._neighbours(pool, rows, query, k)
         if naming != "real" and all(c != query[1] for _, c in demonstrations):
             same = [row for row in rows if row[1] == query[1]]
@@ -452,7 +480,9 @@ class EpisodeSource:
             answers = self._proposals(blocks[-1].answer, len(classes))
         return self._render(instructions, head, blocks, answers)
 
-    def _neighbours(self, pool: LabelPool, rows: list[tuple[int, int]], query: tuple[int, int], k: int) -> list[tuple[int, int]]:
+    def _neighbours(
+        self, pool: LabelPool, rows: list[tuple[int, int]], query: tuple[int, int], k: int
+    ) -> list[tuple[int, int]]:
         """k demonstrations, least similar first: the nearest, random ones, or one of each of several classes."""
         rng = self.random
         k = min(k, len(rows))
@@ -466,7 +496,9 @@ class EpisodeSource:
             found = [*others[: k - 1], first[query[1]]] if query[1] in first else others[:k]
             rng.shuffle(found)
             return found
-        similarity = pool.vectors[[text for text, _ in rows]].astype(np.float32) @ pool.vectors[query[0]].astype(np.float32)
+        similarity = pool.vectors[[text for text, _ in rows]].astype(np.float32) @ pool.vectors[query[0]].astype(
+            np.float32
+        )
         return [rows[i] for i in np.argsort(similarity)[len(rows) - k :]]
 
     def _stream(self) -> Episode | None:
@@ -489,12 +521,18 @@ class EpisodeSource:
         rng = self.random
         n = rng.randint(2, 8)
         names = [self._nonsense() for _ in range(n)]
-        keys = [(rng.choices(self.tasks.words, k=rng.randint(1, 4)), rng.randrange(n)) for _ in range(rng.randint(2, 4))]
+        keys = [
+            (rng.choices(self.tasks.words, k=rng.randint(1, 4)), rng.randrange(n)) for _ in range(rng.randint(2, 4))
+        ]
         lettered = rng.random() < 0.85
         blocks: list[Block] = []
         seen: set[int] = set()
         for i in range(rng.randint(4, 12)):
-            key = rng.randrange(len(keys)) if i < 2 or not seen else rng.choice((rng.randrange(len(keys)), rng.choice(sorted(seen))))
+            key = (
+                rng.randrange(len(keys))
+                if i < 2 or not seen
+                else rng.choice((rng.randrange(len(keys)), rng.choice(sorted(seen))))
+            )
             text, label = keys[key]
             question = list(text)
             if rng.random() < 0.5:
@@ -596,7 +634,9 @@ class EpisodeSource:
         """Answers of four configurations, the right one most often among them."""
         rng = self.random
         wrong = self.piece(rng.choice(LETTERS[:n]))
-        return [right if rng.random() < 0.55 else rng.choice((wrong, self.piece(rng.choice(LETTERS[:n])))) for _ in range(4)]
+        return [
+            right if rng.random() < 0.55 else rng.choice((wrong, self.piece(rng.choice(LETTERS[:n])))) for _ in range(4)
+        ]
 
     def _options(self, names: Sequence[list[int]]) -> list[int]:
         ids = list(self.piece("Options:"))
@@ -659,16 +699,25 @@ def check_layout(source: EpisodeSource, tokenizer: Any) -> None:
         facts = TaskFacts(**({"shared_choices": choices} if shared else {}))
         builder = PromptBuilder(TaskConfig(type="choice"), facts)
         options = [piece(c) for c in choices]
-        blocks = [Block(piece(e.question), None if shared else options, piece(e.target or "")) for e in (*examples[:0:-1], examples[0])]
+        blocks = [
+            Block(piece(e.question), None if shared else options, piece(e.target or ""))
+            for e in (*examples[:0:-1], examples[0])
+        ]
         for proposals in (None, ["B", "A"]):
             shown = blocks if proposals is None else blocks[-1:]
-            messages = builder.answer(examples[0], examples[1:]) if proposals is None else builder.justify(examples[0], proposals)
+            messages = (
+                builder.answer(examples[0], examples[1:])
+                if proposals is None
+                else builder.justify(examples[0], proposals)
+            )
             expected = tokenizer(messages[0].content, add_special_tokens=False)["input_ids"]
             expected = [CLS, *expected, SEP, *piece(builder.completion("A", examples[0])), SEP]
             source.random.seed(0)
             source.random.random = lambda: 0.9  # type: ignore[method-assign]
             head = source._options(options) if shared else []
-            got = source._render(CHOICE_INSTRUCTIONS, head, shown, [piece(p) for p in proposals] if proposals else None).ids
+            got = source._render(
+                CHOICE_INSTRUCTIONS, head, shown, [piece(p) for p in proposals] if proposals else None
+            ).ids
             del source.random.random
             if got != expected:
                 raise RuntimeError(f"layout differs: {tokenizer.decode(got)!r} is not {tokenizer.decode(expected)!r}")

@@ -43,14 +43,18 @@ FROZEN = "bert.embeddings.word_embeddings.weight"
 class Batches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
     """(input ids, targets with -100, weights), each (n, length): rows of like length, about `batch_tokens` in all."""
 
-    def __init__(self, tasks: Tasks, tokenizer: Any, batch_tokens: int, prose_share: float, seed: int, mixture: str) -> None:
+    def __init__(
+        self, tasks: Tasks, tokenizer: Any, batch_tokens: int, prose_share: float, seed: int, mixture: str
+    ) -> None:
         self.mixture = mixture
         self.tasks, self.tokenizer = tasks, tokenizer
         self.batch_tokens, self.prose_share, self.seed = batch_tokens, prose_share, seed
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()
-        source = EpisodeSource(self.tasks, self.tokenizer, self.seed * 1000 + (worker.id if worker else 0), self.mixture)
+        source = EpisodeSource(
+            self.tasks, self.tokenizer, self.seed * 1000 + (worker.id if worker else 0), self.mixture
+        )
         rng = source.random
         episodes = iter(source)
         n_sorted = max(EPISODES_SORTED, 4 * self.batch_tokens // 200)
@@ -59,7 +63,9 @@ class Batches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor,
             prose_tokens = task_tokens = 0
             while len(drawn) < n_sorted:
                 if prose_tokens < self.prose_share * (prose_tokens + task_tokens):
-                    drawn.append((source.prose(rng.randint(PROSE_TOKENS // 3, PROSE_TOKENS), PROSE_TRAINED_SHARE), PROSE_WEIGHT))
+                    drawn.append(
+                        (source.prose(rng.randint(PROSE_TOKENS // 3, PROSE_TOKENS), PROSE_TRAINED_SHARE), PROSE_WEIGHT)
+                    )
                     prose_tokens += len(drawn[-1][0].ids)
                 else:
                     drawn.append((next(episodes), 1.0))
@@ -99,7 +105,11 @@ def load_model(device: str, seed: int) -> tuple[Any, Any]:
     folder = pocket.minilm_dir()
     attention = "eager" if device == "cpu" else "sdpa"  # sdpa's backward is slow on CPU for short rows
     model = transformers.BertLMHeadModel.from_pretrained(
-        folder, is_decoder=True, attn_implementation=attention, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        folder,
+        is_decoder=True,
+        attn_implementation=attention,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     return model, transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -143,7 +153,14 @@ def train(args: argparse.Namespace) -> None:
     forward = torch.compile(model.bert, dynamic=True) if args.compile else model.bert
 
     batches = torch.utils.data.DataLoader(
-        Batches(tasks, tokenizer, args.batch_tokens, args.prose_share, args.seed + int(state["step"]) + 100_003 * rank, args.mixture),
+        Batches(
+            tasks,
+            tokenizer,
+            args.batch_tokens,
+            args.prose_share,
+            args.seed + int(state["step"]) + 100_003 * rank,
+            args.mixture,
+        ),
         batch_size=None,
         num_workers=args.workers,
         prefetch_factor=8 if args.workers else None,
@@ -183,7 +200,9 @@ def train(args: argparse.Namespace) -> None:
             with torch.no_grad():
                 torch._foreach_copy_(list(named.values()), list(masters.values()))
                 answer = chosen_weights == 1
-                letters = answer & (targets.flatten()[chosen] >= LETTER_IDS[0]) & (targets.flatten()[chosen] <= LETTER_IDS[1])
+                letters = (
+                    answer & (targets.flatten()[chosen] >= LETTER_IDS[0]) & (targets.flatten()[chosen] <= LETTER_IDS[1])
+                )
                 parts = [total for kind in (answer, letters, ~answer) for total in (losses[kind].sum(), kind.sum())]
                 sums += torch.stack([part.float() for part in parts])
             state["step"] += 1
@@ -224,7 +243,9 @@ def _average(gradients: list[torch.Tensor], n_processes: int) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _save(path: Path, masters: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _save(
+    path: Path, masters: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
     part = path.with_suffix(".part")
     torch.save({"weights": masters, "optimizer": optimizer.state_dict(), "state": dict(state)}, part)
     os.replace(part, path)
@@ -251,7 +272,9 @@ def export(args: argparse.Namespace) -> None:
     print(f"{args.delta}: {args.delta.stat().st_size / 1e6:.2f} MB, {metadata}")
 
 
-def _pack(name: str, trained: np.ndarray[Any, Any], old: np.ndarray[Any, Any] | None) -> dict[str, np.ndarray[Any, Any]]:
+def _pack(
+    name: str, trained: np.ndarray[Any, Any], old: np.ndarray[Any, Any] | None
+) -> dict[str, np.ndarray[Any, Any]]:
     """A tensor in the format that `semievol.demo.pocket` describes."""
     if old is None:
         return {f"{name}.new": trained.astype(np.float16)}

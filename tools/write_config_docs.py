@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the docstrings of config.py, so that the two cannot differ.
 
-    python tools/write_config_docs.py [--check]
+python tools/write_config_docs.py [--check]
 """
 
 import json
@@ -70,7 +70,9 @@ def sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
         if members:
             below += [(f"{prefix}{name}", m, field.description or "") for m in members]
             continue
-        yield f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(f'{prefix}{name}', field.default)} | {_cell(field.description)} |"
+        key = f"{prefix}{name}"
+        default = _default(key, field.default)
+        yield f"| `{key}` | {_type(field.annotation)} | {default} | {_cell(field.description)} |"
     yield ""
     for name, member, _ in below:
         tag = member.model_fields["type"].default if name in ("generator", "trainer", "embedder") else None
@@ -103,7 +105,12 @@ def prompt_blocks() -> Iterator[str]:
 
 def _type(annotation: Any) -> str:
     text = str(annotation) if not isinstance(annotation, type) else annotation.__name__
-    for old, new in (("typing.", ""), ("semievol.config.", ""), ("ConfigurationConfig", "{model, k}"), ("NoneType", "None")):
+    for old, new in (
+        ("typing.", ""),
+        ("semievol.config.", ""),
+        ("ConfigurationConfig", "{model, k}"),
+        ("NoneType", "None"),
+    ):
         text = text.replace(old, new)
     if text.startswith("Literal[") or "Literal[" in text:
         text = text.replace("Optional[", "").replace("Literal[", "").replace("]", "").replace("'", "")

@@ -1,8 +1,8 @@
 """SemiEvol: semi-supervised fine-tuning of language models (arXiv:2410.14745).
 
-    from semievol import load_config, run
-    run_dir = run(load_config("config.yaml"))
-    print(run_dir.read_json("results")["metrics"])
+from semievol import load_config, run
+run_dir = run(load_config("config.yaml"))
+print(run_dir.read_json("results")["metrics"])
 """
 
 from typing import TYPE_CHECKING, Any

@@ -42,7 +42,12 @@ def answers_exactly(config: RunConfig, mode: Literal["auto", "greedy"], exact_ch
 
 
 def choice_request(
-    example: Example, messages: tuple[Message, ...], model: ModelRef, prompts: PromptBuilder, *, request_id: str | None = None
+    example: Example,
+    messages: tuple[Message, ...],
+    model: ModelRef,
+    prompts: PromptBuilder,
+    *,
+    request_id: str | None = None,
 ) -> ChoiceRequest:
     """Ask for the distribution over the closed set of `example`."""
     answers = closed_set(example, prompts.task, prompts.facts)

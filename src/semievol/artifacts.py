@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -216,7 +216,7 @@ def _plain(value: Any) -> Any:
     return _adapter(type(value)).dump_python(value, mode="json")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
@@ -228,7 +228,9 @@ def _clear_disk_errors(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if "full" not in str(error):
             raise
-        raise ArtifactError("no space left on the disk of the run folder: free some and run again; it goes on") from error
+        raise ArtifactError(
+            "no space left on the disk of the run folder: free some and run again; it goes on"
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ArtifactError(f"no space left on the disk of {path}: free some and run again; it goes on") from error

@@ -55,7 +55,9 @@ def measure(
         score_vector(predictions), groups=group_vector(predictions), n_bootstrap=n_bootstrap, seed=seed
     )
     n_unparsed = sum(p.answer is None for p in predictions)
-    return EvalResult(model, split, metric, interval.value, interval.ci_low, interval.ci_high, len(predictions), n_unparsed)
+    return EvalResult(
+        model, split, metric, interval.value, interval.ci_low, interval.ci_high, len(predictions), n_unparsed
+    )
 
 
 def compare(
@@ -83,8 +85,14 @@ def measure_groups(model: str, predictions: Sequence[Prediction], *, most: int =
     for group, scores in sorted(by_group.items(), key=lambda item: (-len(item[1]), item[0])):
         interval = metrics.accuracy_interval(np.array(scores), n_bootstrap=1000, seed=0)
         rows.append(
-            {"model": model, "group": group, "value": interval.value, "ci_low": interval.ci_low, "ci_high": interval.ci_high,
-             "n": len(scores)}
+            {
+                "model": model,
+                "group": group,
+                "value": interval.value,
+                "ci_low": interval.ci_low,
+                "ci_high": interval.ci_high,
+                "n": len(scores),
+            }
         )
     return rows
 
@@ -133,27 +141,37 @@ def audit_pseudo_labels(
             hits = np.array([correct[x.example_id] for x in rows], dtype=np.float64)
             interval = metrics.accuracy_interval(hits, n_bootstrap=1000, seed=0)
             entry["precision"][name] = {
-                "value": interval.value, "ci_low": interval.ci_low, "ci_high": interval.ci_high, "n": len(rows)
+                "value": interval.value,
+                "ci_low": interval.ci_low,
+                "ci_high": interval.ci_high,
+                "n": len(rows),
             }
     return entry
 
 
-def precision_curve(labels: Sequence[PseudoLabel], correct: Mapping[str, bool], *, n_points: int = 101) -> list[dict[str, float]]:
+def precision_curve(
+    labels: Sequence[PseudoLabel], correct: Mapping[str, bool], *, n_points: int = 101
+) -> list[dict[str, float]]:
     """Precision of the surest share of labels by mean NLL, at up to `n_points` coverages; empty without targets."""
-    rated = sorted((x for x in labels if x.example_id in correct and x.mean_nll is not None), key=lambda x: (x.mean_nll, x.example_id))
+    rated = sorted(
+        (x for x in labels if x.example_id in correct and x.mean_nll is not None),
+        key=lambda x: (x.mean_nll, x.example_id),
+    )
     if not rated:
         return []
     hits = np.cumsum([correct[x.example_id] for x in rated])
     places = sorted({max(1, round(f * len(rated))) for f in np.linspace(0.01, 1.0, n_points)})
     return [
-        {"coverage": i / len(rated), "precision": float(hits[i - 1] / i), "mean_nll": float(rated[i - 1].mean_nll or 0.0)}
+        {
+            "coverage": i / len(rated),
+            "precision": float(hits[i - 1] / i),
+            "mean_nll": float(rated[i - 1].mean_nll or 0.0),
+        }
         for i in places
     ]
 
 
-def row_fates(
-    unlabeled_ids: Iterable[str], kept: Mapping[str, int], dropped: Iterable[Dropped]
-) -> list[Fate]:
+def row_fates(unlabeled_ids: Iterable[str], kept: Mapping[str, int], dropped: Iterable[Dropped]) -> list[Fate]:
     """The end of every unlabelled row: kept (with its round), or the last reason for which it was not.
 
     Raises:
@@ -173,7 +191,9 @@ def row_fates(
         else:
             lost.append(row_id)
     if lost:
-        raise DataError(f"evaluate: {len(lost)} unlabelled rows were lost on the way, {lost[0]} first; please report this")
+        raise DataError(
+            f"evaluate: {len(lost)} unlabelled rows were lost on the way, {lost[0]} first; please report this"
+        )
     return fates
 
 

@@ -36,7 +36,7 @@ from semievol.stage import Backends, SilentReporter, StageContext
 from semievol.stages import data as data_stage
 from semievol.stages.propagate import fit_demonstrations
 from semievol.stages.retrieve import retrieve
-from semievol.surroundings import check_folder, check_model, missing_packages
+from semievol.surroundings import check_folder, check_hub, check_model, missing_packages
 from semievol.timing import measure_speed, spread, stage_seconds
 from semievol.timing import to_json as timing_json
 from semievol.types import Example, Message, SplitName
@@ -144,7 +144,9 @@ def check_run(config: RunConfig, *, measure: bool = False) -> CheckResult:
     found.warnings += folder_warnings
     with tempfile.TemporaryDirectory(prefix="semievol-check-") as folder:
         backends = Backends(config)
-        tokens = _open_tokens(backends, found)
+        unreachable = check_hub(config)
+        found.faults += unreachable
+        tokens = None if unreachable else _open_tokens(backends, found)
         if tokens is not None:
             model_faults, model_warnings, found.model = check_model(config)
             found.faults += model_faults

@@ -88,7 +88,9 @@ def demo(
 
 @app.command()
 def init(
-    files: Annotated[list[Path], typer.Argument(help="One table to be split, or labelled, unlabelled and test tables.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="One table to be split, or labelled, unlabelled and test tables.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Config to write.")] = Path("config.yaml"),
     model: Annotated[Optional[str], typer.Option(help="Base model: hub id or folder.")] = None,  # noqa: UP045
     force: Annotated[bool, typer.Option(help="Overwrite an existing config.")] = False,
@@ -110,7 +112,9 @@ def init(
 def check(
     config: Annotated[Path, typer.Argument(help="Config file.")],
     overrides: Overrides = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Time a few real steps to estimate the whole run.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time a few real steps to estimate the whole run.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Find what would fail later, and show what a run will do, without running it.
@@ -198,7 +202,8 @@ def predict(
     input_path: Annotated[str, typer.Argument(metavar="INPUT", help="Table of new rows; no targets needed.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV, JSONL or Parquet file to write.")],
     abstain_below: Annotated[
-        Optional[float], typer.Option("--abstain-below", min=0.0, max=1.0, help="Leave answers under this confidence empty.")  # noqa: UP045
+        float | None,
+        typer.Option("--abstain-below", min=0.0, max=1.0, help="Leave answers under this confidence empty."),
     ] = None,
     json_output: Json = False,
 ) -> None:

@@ -67,7 +67,8 @@ class TaskConfig(Section):
     """What a row asks for, how it is put to the model and how an answer is judged."""
 
     type: AnswerType = "choice"
-    """choice: options on every row; label: one fixed set for all rows; number; span: short text; text: free response."""
+    """choice: options on every row; label: one fixed set for all rows; number; span: short text; text: free
+    response."""
     labels: tuple[str, ...] | None = None
     """The fixed set of a `label` task. None: the set of targets found among the labelled rows, sorted."""
     instruction: str | None = None
@@ -75,7 +76,8 @@ class TaskConfig(Section):
     prompt_template: str | None = None
     """Jinja template of the user turn. None: the default of the answer type (docs/configuration.md prints it)."""
     completion_template: str | None = None
-    """Jinja template of the text the model is trained to give. None: `Answer: {{ answer }}` (`text`: the answer alone)."""
+    """Jinja template of the text the model is trained to give. None: `Answer: {{ answer }}` (`text`: the answer
+    alone)."""
     justify_template: str | None = None
     """Jinja template of the self-justification turn. None: the default."""
     system: str | None = None
@@ -111,7 +113,8 @@ class DataConfig(Section):
     """Where the rows are and what is done about bad and repeated ones."""
 
     path: str | None = None
-    """One CSV, JSONL or Parquet file, `datasets` folder or hub dataset id, to be split; or None with `labeled` and `unlabeled`."""
+    """One CSV, JSONL or Parquet file, `datasets` folder or hub dataset id, to be split; or None with `labeled` and
+    `unlabeled`."""
     labeled: str | None = None
     unlabeled: str | None = None
     test: str | None = None
@@ -127,7 +130,8 @@ class DataConfig(Section):
     max_unlabeled: int | None = Field(None, gt=0)
     max_test: int | None = Field(None, gt=0)
     duplicates: Literal["drop", "keep"] = "drop"
-    """drop: rows that stand in several splits leave the training side (unlabelled first, then labelled); keep: only report."""
+    """drop: rows that stand in several splits leave the training side (unlabelled first, then labelled); keep:
+    only report."""
     near_duplicate_similarity: float = Field(0.9, gt=0, le=1)
     """Token Jaccard similarity from which two questions count as near duplicates; 1 finds exact ones only."""
 
@@ -273,7 +277,8 @@ class RetrieveConfig(Section):
     """In-context propagation: which labelled rows are shown with a row."""
 
     k: int = Field(3, ge=0)
-    """Nearest labelled rows kept for a row; a configuration may use fewer (paper: 3; released: retrieval switched off)."""
+    """Nearest labelled rows kept for a row; a configuration may use fewer (paper: 3; released: retrieval switched
+    off)."""
 
 
 class ConfigurationConfig(Section):
@@ -292,9 +297,11 @@ class PropagateConfig(Section):
     """Collaborative learning: what answers the unlabelled rows and how."""
 
     configurations: tuple[ConfigurationConfig, ...] = ()
-    """Paper: n = 4 out of {base, warm} x {0..3}; released: four times warm without demonstrations. Filled by the recipe."""
+    """Paper: n = 4 out of {base, warm} x {0..3}; released: four times warm without demonstrations. Filled by the
+    recipe."""
     draw: int | None = Field(None, gt=0)
-    """Draw this many configurations from {base, warm} x {0..k} with the run's seed, in the place of the list. None: the list."""
+    """Draw this many configurations from {base, warm} x {0..k} with the run's seed, in the place of the list.
+    None: the list."""
     answer_with: Literal["samples", "scores"] = "samples"
     """samples: a sampled completion a configuration; scores: the most likely answer of the exact distribution."""
     temperature: float = Field(1.0, ge=0)
@@ -325,7 +332,8 @@ class SelectConfig(Section):
     keep_fraction: float = Field(0.5, gt=0, le=1)
     """theta: share of the rows that the threshold is taken over which is kept (paper 0.5, released 0.3)."""
     apply_to: Literal["all", "justified"] = "all"
-    """all: the threshold is over U (paper, Eq. 7); justified: consensus rows are all kept, the threshold is over the rest (released)."""
+    """all: the threshold is over U (paper, Eq. 7); justified: consensus rows are all kept, the threshold is over
+    the rest (released)."""
     prompt: Literal["plain", "justify"] = "plain"
     """Prompt under which the confidence is taken: the question alone (paper) or the justification prompt (released)."""
 
@@ -375,7 +383,8 @@ class RunConfig(Section):
     output_dir: str = "runs/semievol"
     seed: int = Field(0, ge=0)
     rounds: int = Field(1, ge=1, le=20)
-    """Times that retrieve..evolve is done; each further round takes the kept rows as labelled and looks at the dropped ones."""
+    """Times that retrieve..evolve is done; each further round takes the kept rows as labelled and looks at the
+    dropped ones."""
     task: TaskConfig = TaskConfig()
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -411,11 +420,17 @@ class RunConfig(Section):
             raise ValueError("propagate.configurations is empty: list at least one {model, k}, or set propagate.draw")
         most = max((c.k for c in self.propagate.configurations), default=0)
         if self.propagate.draw is None and most > self.retrieve.k:
-            raise ValueError(f"propagate.configurations asks for {most} demonstrations, but retrieve.k is {self.retrieve.k}")
+            raise ValueError(
+                f"propagate.configurations asks for {most} demonstrations, but retrieve.k is {self.retrieve.k}"
+            )
         if self.propagate.answer_with == "scores" and self.task.type not in ("choice", "label"):
-            raise ValueError(f"propagate.answer_with: scores needs a closed answer set, but task.type is {self.task.type}")
+            raise ValueError(
+                f"propagate.answer_with: scores needs a closed answer set, but task.type is {self.task.type}"
+            )
         if self.select.signal in ("entropy", "max_probability") and self.task.type not in ("choice", "label"):
-            raise ValueError(f"select.signal: {self.select.signal} needs a closed answer set, but task.type is {self.task.type}")
+            raise ValueError(
+                f"select.signal: {self.select.signal} needs a closed answer set, but task.type is {self.task.type}"
+            )
         ranked_unjustified = self.select.apply_to == "all" and self.justify.when != "always"
         if self.select.prompt == "justify" and (self.justify.when == "never" or ranked_unjustified):
             raise ValueError(
@@ -439,12 +454,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     as transformers and TRL do.
 
     Raises:
-        ConfigError: If the file is missing or not YAML, or a key or value does not fit; one line a fault, with the remedy.
+        ConfigError: If the file is missing or not YAML, or a key or value does not fit; one line a fault, with the
+        remedy.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}. `semievol init FILES... -o {path}` writes one") from error
+        raise ConfigError(
+            f"cannot read config {path}: {error.strerror}. `semievol init FILES... -o {path}` writes one"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
     try:

@@ -53,14 +53,19 @@ def plan_steps(config: RunConfig) -> list[Step]:
 
 
 def run(
-    config: RunConfig, *, reporter: Reporter | None = None, from_stage: str | None = None, until_stage: str | None = None
+    config: RunConfig,
+    *,
+    reporter: Reporter | None = None,
+    from_stage: str | None = None,
+    until_stage: str | None = None,
 ) -> RunDir:
     """Run what is not done yet and return the run folder.
 
     Args:
         config: What to run; its `output_dir` is the run folder.
         reporter: What a person sees; None shows nothing.
-        from_stage: Run this stage and all after it again, even if they are done (`round-2/select` names a round's stage).
+        from_stage: Run this stage and all after it again, even if they are done (`round-2/select` names a round's
+        stage).
         until_stage: Stop after this stage.
 
     Raises:
@@ -134,7 +139,10 @@ def _fingerprint(ctx: StageContext, upstream: Sequence[str]) -> str:
 
 def _sentence(stats: dict[str, Any]) -> str:
     shown = {k.removeprefix("n_"): v for k, v in stats.items() if isinstance(v, int | float | str) and k not in _SILENT}
-    return ", ".join(f"{k.replace('_', ' ')} {v:,.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}" for k, v in shown.items())
+    return ", ".join(
+        f"{k.replace('_', ' ')} {v:,.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
+        for k, v in shown.items()
+    )
 
 
 _SILENT = ("train_seconds", "peak_memory_bytes", "rendered_example")

@@ -9,7 +9,8 @@ and come from the config or from the defaults below. What they may use:
     labels          the fixed set of a label task, else []
     shared_options  true where all rows of a choice task have the same options: they are then listed once, at the top,
                     so that every prompt of the run begins with the same tokens
-    demonstrations  [{question, context, options, answer}, ...], least similar first: the nearest stands next to the question
+    demonstrations  [{question, context, options, answer}, ...], least similar first: the nearest stands next to
+                    the question
     answers         (justify only) the answers proposed, in the order of the configurations; unparsable ones left out
 """
 
@@ -84,7 +85,9 @@ JUSTIFY_TEMPLATES = {
     "span": _BLOCK + _JUSTIFY,
     "text": _TEXT + _JUSTIFY_TEXT,
 }
-COMPLETION_TEMPLATES = dict.fromkeys(("choice", "label", "number", "span"), "Answer: {{ answer }}") | {"text": "{{ answer }}"}
+COMPLETION_TEMPLATES = dict.fromkeys(("choice", "label", "number", "span"), "Answer: {{ answer }}") | {
+    "text": "{{ answer }}"
+}
 
 
 class PromptBuilder:
@@ -98,8 +101,12 @@ class PromptBuilder:
         self.task = task
         self.facts = facts
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-        self._prompt = _compile(environment, "task.prompt_template", task.prompt_template or PROMPT_TEMPLATES[task.type])
-        self._justify = _compile(environment, "task.justify_template", task.justify_template or JUSTIFY_TEMPLATES[task.type])
+        self._prompt = _compile(
+            environment, "task.prompt_template", task.prompt_template or PROMPT_TEMPLATES[task.type]
+        )
+        self._justify = _compile(
+            environment, "task.justify_template", task.justify_template or JUSTIFY_TEMPLATES[task.type]
+        )
         self._completion = _compile(
             environment, "task.completion_template", task.completion_template or COMPLETION_TEMPLATES[task.type]
         )
@@ -111,7 +118,9 @@ class PromptBuilder:
 
     def answer(self, example: Example, demonstrations: Sequence[Example] = ()) -> tuple[Message, ...]:
         """The turns that ask for the answer to `example`; `demonstrations` nearest first, each with a target."""
-        return self._turns(example, _render(self._prompt, "task.prompt_template", self._values(example, demonstrations)))
+        return self._turns(
+            example, _render(self._prompt, "task.prompt_template", self._values(example, demonstrations))
+        )
 
     def justify(self, example: Example, answers: Sequence[str]) -> tuple[Message, ...]:
         """The turns that show the proposed answers and ask for the final one."""

@@ -181,7 +181,9 @@ class StageContext:
     def read_model(self, name: str, *, round: int | None = None) -> ModelRef:
         """The model that an earlier stage trained (artifact `stage/model`)."""
         stored = self.read_json(name, round=round)
-        return ModelRef(base=self._inside(stored["base"]), adapter=stored["adapter"] and self._inside(stored["adapter"]))
+        return ModelRef(
+            base=self._inside(stored["base"]), adapter=stored["adapter"] and self._inside(stored["adapter"])
+        )
 
     def write_model(self, name: str, model: ModelRef) -> None:
         """Store a reference to a model; folders inside the run folder are stored relative to it, so it can be moved."""
@@ -195,7 +197,11 @@ class StageContext:
 
     def warm_model(self) -> ModelRef:
         """M_warm: the warm-up model in the first round, the previous round's evolved model afterwards."""
-        return self.read_model("warmup/model") if self.round == 1 else self.read_model("evolve/model", round=self.round - 1)
+        return (
+            self.read_model("warmup/model")
+            if self.round == 1
+            else self.read_model("evolve/model", round=self.round - 1)
+        )
 
     def prompts(self) -> PromptBuilder:
         """The prompt builder of the run's task."""
@@ -279,7 +285,9 @@ class StageContext:
             advance(1)
         lost = [r.id for k, r in missing.items() if k not in answers]
         if lost:
-            raise GenerationError(f"{self.stage.name}: the generator returned nothing for {len(lost)} rows, {lost[0]} first")
+            raise GenerationError(
+                f"{self.stage.name}: the generator returned nothing for {len(lost)} rows, {lost[0]} first"
+            )
         store.put({k: adapter.dump_json(a).decode() for k, a in answers.items() if getattr(a, "error", None) is None})
         return answers
 

@@ -60,14 +60,18 @@ def _metric_table(results: dict[str, Any]) -> Table:
 
 def _difference(c: dict[str, Any]) -> str:
     interval = f"{points(c['ci_low'])} to {points(c['ci_high'])}"
-    return f"SemiEvol - {MODEL_TITLES[c['b']]}: {points(c['difference'])} points (95% {interval}, p = {c['p_value']:.2g})"
+    return (
+        f"SemiEvol - {MODEL_TITLES[c['b']]}: {points(c['difference'])} points (95% {interval}, p = {c['p_value']:.2g})"
+    )
 
 
 def _pseudo_label_lines(results: dict[str, Any]) -> list[str]:
     lines = []
     for entry in results["pseudo_labels"]:
         line = f"round {entry['round']}: {entry['n_kept']} of {entry['n_labels']} pseudo-labels kept"
-        found = [f"{percent(entry['precision'][k]['value'])}% of {k}" for k in ("all", "kept") if k in entry["precision"]]
+        found = [
+            f"{percent(entry['precision'][k]['value'])}% of {k}" for k in ("all", "kept") if k in entry["precision"]
+        ]
         lines.append(line + (f"; right: {', '.join(found)} ({entry['n_with_gold']} with gold)" if found else ""))
     return lines
 

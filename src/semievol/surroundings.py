@@ -1,8 +1,11 @@
 """What a run needs around it: optional packages, a folder that it can write, the files of its model."""
 
 import importlib.util
+import os
+import socket
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from semievol.artifacts import RunDir
 from semievol.config import RunConfig
@@ -54,6 +57,36 @@ def check_folder(config: RunConfig) -> tuple[list[str], list[str], list[str]]:
             return [], [], finished
     except ArtifactError as error:
         return [f"output_dir: {error}"], [], finished
+
+
+def check_hub(config: RunConfig) -> list[str]:
+    """A fault if the model has to come from the hub and the hub cannot be reached; opening it would retry for a
+    minute."""
+    path = config.model.path
+    local = path == "pocket" or Path(path).expanduser().exists()
+    if local or (config.generator.type == "fake" and config.trainer.type == "fake"):
+        return []
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(path, "config.json", revision=config.model.revision)
+    except HFValidationError:
+        return [f"model.path: {path} is neither a folder here nor a hub id (owner/name); check the path"]
+    if isinstance(cached, str):
+        return []
+    host = urlsplit(constants.ENDPOINT).hostname or "huggingface.co"
+    where = f"model.path: {path} is neither a folder here nor in the cache of the hub"
+    if constants.HF_HUB_OFFLINE:
+        return [f"{where}, and HF_HUB_OFFLINE is set; unset it, or give a folder"]
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return []  # only the libraries know how to go through it
+    try:
+        with socket.create_connection((host, 443), timeout=5):
+            return []
+    except OSError as error:
+        remedy = "check the network, set HF_ENDPOINT to a mirror, or give a folder"
+        return [f"{where}, and {host} cannot be reached ({error.strerror or error}); {remedy}"]
 
 
 def check_model(config: RunConfig) -> tuple[list[str], list[str], ModelSize | None]:

@@ -147,7 +147,8 @@ class ChoiceScores:
     """Exact answer distribution of one prompt over a closed set of completions.
 
     A score is the log-probability of the tokens in which the completions differ, given the prompt and the tokens
-    that all of them share at their start ("Answer:"), and with the stop token where one completion is the start of another.
+    that all of them share at their start ("Answer:"), and with the stop token where one completion is the start of
+    another.
     """
 
     id: str

@@ -10,7 +10,25 @@ import pytest
 
 from semievol.config import RunConfig, parse_config
 
-WORDS = "amber birch cedar dune ember fjord grove heath inlet jetty knoll lagoon marsh oasis prairie quarry ridge".split()
+WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "dune",
+    "ember",
+    "fjord",
+    "grove",
+    "heath",
+    "inlet",
+    "jetty",
+    "knoll",
+    "lagoon",
+    "marsh",
+    "oasis",
+    "prairie",
+    "quarry",
+    "ridge",
+]
 FAKE = {"generator": {"type": "fake"}, "trainer": {"type": "fake"}, "embedder": {"type": "fake"}}
 SIZES = {"labeled": 24, "unlabeled": 80, "test": 40}
 

@@ -14,19 +14,6 @@ from semievol.costs import Sizes, plan_stages
 
 FAKE: dict[str, Any] = {"generator": {"type": "fake"}, "trainer": {"type": "fake"}, "embedder": {"type": "fake"}}
 TOPICS = ["card", "refund", "parcel", "order", "invoice", "street", "phone", "garden", "window", "letter", "engine"]
-    "card",
-    "refund",
-    "parcel",
-    "order",
-    "invoice",
-    "street",
-    "phone",
-    "garden",
-    "window",
-    "letter",
-    "engine",
-    "bottle",
-]
 
 
 def write_rows(path: Path, n: int, *, first: int = 0) -> str:
@@ -176,6 +163,20 @@ def test_a_model_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
     sections = {"generator": {"type": "transformers"}, "model": {"path": str(tmp_path / "nothing")}}
     found = check_run(make_config(tmp_path, **sections))
     assert any(str(tmp_path / "nothing") in fault for fault in found.faults)
+
+
+def test_a_hub_model_without_the_hub_is_a_fault_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(111, "Connection refused")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    monkeypatch.delenv("https_proxy", raising=False)
+    sections = {"generator": {"type": "transformers"}, "model": {"path": "nobody/none"}}
+    found = check_run(make_config(tmp_path, **sections))
+    assert len(found.faults) == 1
+    assert "nobody/none is neither a folder here nor in the cache of the hub" in found.faults[0]
+    assert found.rows is not None
 
 
 def test_a_real_model_is_sized_without_its_weights(tmp_path: Path, tiny_llama_dir: str) -> None:

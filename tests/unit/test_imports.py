@@ -17,7 +17,18 @@ LAYERS = (
     ("pipeline",),
     ("cli",),
 )
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "sentence_transformers", "vllm", "openai", "ray", "matplotlib")
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "sentence_transformers",
+    "vllm",
+    "openai",
+    "ray",
+    "matplotlib",
+)
 
 
 def imported_modules(path: Path, *, top_level: bool = False) -> set[str]:

@@ -1,6 +1,7 @@
 """The Protocols that stages are written against, and the contracts that every backend keeps (tests/contract).
 
-- Results carry the request's id; arrival order means nothing. A request gets its n completions or an error with the reason.
+- Results carry the request's id; arrival order means nothing. A request gets its n completions or an error with
+the reason.
 - Transient faults are retried inside the backend; what stays broken becomes a Result with `error`.
   Configuration faults (unknown model, missing package) raise before any work.
 - Log-probabilities are the model's raw ones, or `logprob_kind` says otherwise.
@@ -67,7 +68,9 @@ class Generator(Protocol):
         ...
 
     @property
-    def usage(self) -> Usage: ...
+    def usage(self) -> Usage:
+        """What has been spent since it was opened."""
+        ...
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
         """Yield one Result a request as it is done. Finished results may be stored at once: each is final."""
@@ -130,7 +133,9 @@ class Trainer(Protocol):
 class Retriever(Protocol):
     """Finds the labelled rows nearest to a text."""
 
-    def index(self, ids: Sequence[str], texts: Sequence[str]) -> None: ...
+    def index(self, ids: Sequence[str], texts: Sequence[str]) -> None:
+        """Take the rows that `search` looks among, in the place of any before."""
+        ...
 
     def search(self, texts: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """For each text up to k (id, similarity), most similar first, ties by id."""

@@ -84,7 +84,9 @@ def _tickets(seed: int) -> DemoData:
 
     splits = generate_tickets(seed)
     labeled, unlabeled, test = ([DemoRow(r.id, r.question, r.target, r.group) for r in rows] for rows in splits)
-    return DemoData(labeled, unlabeled, test, QUEUES, 'Route the support ticket to a queue. Reply with "Answer: " and its letter.')
+    return DemoData(
+        labeled, unlabeled, test, QUEUES, 'Route the support ticket to a queue. Reply with "Answer: " and its letter.'
+    )
 
 
 def _docstrings(seed: int) -> DemoData:
@@ -92,7 +94,13 @@ def _docstrings(seed: int) -> DemoData:
 
     splits = split_docstrings(collect_docstrings(), seed)
     labeled, unlabeled, test = ([DemoRow(r.id, r.question, r.target, r.group) for r in rows] for rows in splits)
-    return DemoData(labeled, unlabeled, test, CHAPTERS, 'Which chapter of the Python library reference is this from? Reply with "Answer: " and its letter.')
+    return DemoData(
+        labeled,
+        unlabeled,
+        test,
+        CHAPTERS,
+        'Which chapter of the Python library reference is this from? Reply with "Answer: " and its letter.',
+    )
 
 
 def _csv_text(rows: Iterable[DemoRow], options: Sequence[str]) -> str:

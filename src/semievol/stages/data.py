@@ -1,7 +1,8 @@
 """Read, check and split the rows; find duplicates; seal the targets of the unlabelled rows.
 
 Reads   the files of the config
-Writes  data/labeled, data/unlabeled, data/test, data/sealed_gold, data/rejected, data/duplicates, data/task, data/counts
+Writes  data/labeled, data/unlabeled, data/test, data/sealed_gold, data/rejected, data/duplicates, data/task,
+data/counts
 
 After this stage no artifact but data/sealed_gold holds a target of an unlabelled row, and only `evaluate` may open it.
 """
@@ -70,8 +71,14 @@ STAGE = Stage(
     "data",
     reads=(),
     writes=(
-        "data/labeled", "data/unlabeled", "data/test", SEALED_GOLD,
-        "data/rejected", "data/duplicates", "data/task", "data/counts",
+        "data/labeled",
+        "data/unlabeled",
+        "data/test",
+        SEALED_GOLD,
+        "data/rejected",
+        "data/duplicates",
+        "data/task",
+        "data/counts",
     ),
     sections=("task", "data", "model", "propagate", "seed"),
     run=run,

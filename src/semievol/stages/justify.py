@@ -119,7 +119,9 @@ def judge(ctx: StageContext, drafts: list[Draft], prompts: PromptBuilder, model:
 
 def _scored_verdict(example: Example, scores: ChoiceScores, prompts: PromptBuilder) -> Verdict:
     answer, index = best_answer(scores, closed_set(example, prompts.task, prompts.facts))
-    return Verdict(answer, prompts.completion(answer, example), round(-scores.logprobs[index] / scores.n_tokens[index], 6))
+    return Verdict(
+        answer, prompts.completion(answer, example), round(-scores.logprobs[index] / scores.n_tokens[index], 6)
+    )
 
 
 def settle(draft: Draft, verdict: Verdict | None, prompts: PromptBuilder) -> PseudoLabel | Dropped:
@@ -158,7 +160,9 @@ def measure_confidence(
         place = closed_set(example, prompts.task, prompts.facts).index(label.answer) if closed else 0
         nll = round(-scores.logprobs[place] / scores.n_tokens[place], 6)
         if closed:
-            label = replace(label, entropy=round(scores.entropy, 6), max_probability=round(scores.probabilities[place], 6))
+            label = replace(
+                label, entropy=round(scores.entropy, 6), max_probability=round(scores.probabilities[place], 6)
+            )
         yield replace(label, mean_nll=nll, round=ctx.round)
 
 

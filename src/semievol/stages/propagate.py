@@ -51,7 +51,9 @@ def draw_configurations(config: PropagateConfig, k: int, seed: int) -> tuple[Con
         return config.configurations
     pool = [ConfigurationConfig(model=model, k=j) for model in ("base", "warm") for j in range(k + 1)]
     generator = random.Random(seed)
-    return tuple(generator.sample(pool, config.draw) if config.draw <= len(pool) else generator.choices(pool, k=config.draw))
+    return tuple(
+        generator.sample(pool, config.draw) if config.draw <= len(pool) else generator.choices(pool, k=config.draw)
+    )
 
 
 def fit_demonstrations(
@@ -65,7 +67,9 @@ def fit_demonstrations(
     return prompts.answer(example), len(demonstrations)
 
 
-def combine_samples(prompts: Sequence[Prompt], results: Sequence[Result], builder: PromptBuilder) -> Candidates | Dropped:
+def combine_samples(
+    prompts: Sequence[Prompt], results: Sequence[Result], builder: PromptBuilder
+) -> Candidates | Dropped:
     """Parse the completions of one row; a row with a failed request has no candidates."""
     example = prompts[0].example
     failed = [r.error for r in results if r.error is not None]
@@ -112,15 +116,25 @@ def ask(ctx: StageContext, configurations: Sequence[ConfigurationConfig]) -> Ite
     flat = ((slot, prompt) for row in asked for slot, prompt in enumerate(row))
     if config.answer_with == "scores":
         scored = ctx.score_choices(
-            (choice_request(p.example, p.messages, models[p.configuration.model], builder, request_id=f"{p.example.id}/{i}")
-             for i, p in flat), total=total, text="exact answer distributions",
+            (
+                choice_request(
+                    p.example, p.messages, models[p.configuration.model], builder, request_id=f"{p.example.id}/{i}"
+                )
+                for i, p in flat
+            ),
+            total=total,
+            text="exact answer distributions",
         )
         yield from (combine_scores(row, list(islice(scored, len(slots))), builder) for row in kept)
         return
     sampled = ctx.generate(
-        (Request(f"{p.example.id}/{i}", p.messages, models[p.configuration.model], ctx.seed(p.example.id, i)) for i, p in flat),
+        (
+            Request(f"{p.example.id}/{i}", p.messages, models[p.configuration.model], ctx.seed(p.example.id, i))
+            for i, p in flat
+        ),
         Sampling(n, config.temperature, config.top_p, max_tokens(ctx.config, config.max_tokens)),
-        total=total, text="sampled answers",
+        total=total,
+        text="sampled answers",
     )
     yield from (combine_samples(row, list(islice(sampled, len(slots))), builder) for row in kept)
 

@@ -3,7 +3,8 @@
 Reads   justify/pseudo_labels
 Writes  select/kept, select/dropped, select/threshold
 
-Confidence is the mean negative log-likelihood of the final answer, in nats per token: lower is surer. The paper calls it
+Confidence is the mean negative log-likelihood of the final answer, in nats per token: lower is surer. The paper
+calls it
 entropy (arXiv:2410.14745, Eq. 6); it is a property of the one answer that was chosen. The threshold tau is the theta-th
 percentile (Eq. 7) over the rows it applies to, so it adapts to the model and the task; it is not quality control.
 """
@@ -24,7 +25,8 @@ class Threshold(NamedTuple):
     """Where the line between kept and dropped rows lies."""
 
     uncertainty: float | None
-    """Largest uncertainty kept, in the unit of the signal; None when no row was ranked (consensus rows are all kept)."""
+    """Largest uncertainty kept, in the unit of the signal; None when no row was ranked (consensus rows are all
+    kept)."""
     n_ranked: int
     """Rows that the percentile was taken over."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from semievol.demo import pocket
 from semievol.errors import ConfigError
 
@@ -58,7 +59,9 @@ def test_cached_decoding_with_left_padding_equals_the_plain_forward(model: Any) 
     with torch.no_grad():
         expected = model(ids).logits
         first = model(padded[:, :8], attention_mask=mask[:, :8], position_ids=positions[:, :8], use_cache=True)
-        rest = model(padded[:, 8:], attention_mask=mask, position_ids=positions[:, 8:], past_key_values=first.past_key_values)
+        rest = model(
+            padded[:, 8:], attention_mask=mask, position_ids=positions[:, 8:], past_key_values=first.past_key_values
+        )
     torch.testing.assert_close(first.logits[:, 3:], expected[:, :5], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rest.logits, expected[:, 5:], rtol=1e-4, atol=1e-4)
 
@@ -66,13 +69,20 @@ def test_cached_decoding_with_left_padding_equals_the_plain_forward(model: Any) 
 def test_generate_in_a_padded_batch_equals_generate_alone(model: Any, tokenizer: Any) -> None:
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
-        for text in ("Options:\nA. red\nB. blue\n\nQuestion: the sky", "Question: one two three four five six seven eight nine?")
+        for text in (
+            "Options:\nA. red\nB. blue\n\nQuestion: the sky",
+            "Question: one two three four five six seven eight nine?",
+        )
     ]
     batch = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt")
-    together = model.generate(**batch, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    together = model.generate(
+        **batch, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
     for row, prompt in enumerate(prompts):
         single = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-        alone = model.generate(**single, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        alone = model.generate(
+            **single, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
         torch.testing.assert_close(together.logits[0][row], alone.logits[0][0], rtol=1e-4, atol=1e-4)
 
 
@@ -83,16 +93,35 @@ def test_chat_template_suits_the_trainer(tokenizer: Any) -> None:
 
 
 def test_chat_template_puts_one_stop_token_behind_each_turn(tokenizer: Any) -> None:
-    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Answer: B"}]
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Answer: B"},
+    ]
     ids = tokenizer.apply_chat_template(messages, return_dict=False)
-    assert tokenizer.convert_ids_to_tokens(ids) == "[CLS] be brief [SEP] hi [SEP] answer : b [SEP]".split()
+    assert tokenizer.convert_ids_to_tokens(ids) == [
+        "[CLS]",
+        "be",
+        "brief",
+        "[SEP]",
+        "hi",
+        "[SEP]",
+        "answer",
+        ":",
+        "b",
+        "[SEP]",
+    ]
     prompt = tokenizer.apply_chat_template(messages[:2], add_generation_prompt=True, return_dict=False)
     assert ids[: len(prompt)] == prompt
     assert tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True) == "answer: b"
 
 
 def test_apply_delta_adds_rows_scaled_and_keeps_the_rest() -> None:
-    base = {"embeddings.a": np.ones((2, 2), np.float32), "encoder.b": np.zeros(2, np.float32), "pooler.c": np.zeros(1, np.float32)}
+    base = {
+        "embeddings.a": np.ones((2, 2), np.float32),
+        "encoder.b": np.zeros(2, np.float32),
+        "pooler.c": np.zeros(1, np.float32),
+    }
     delta = {
         "bert.embeddings.a": np.array([[1, 0], [0, 2]], np.int8),
         "bert.embeddings.a.scale": np.array([0.5, 2.0], np.float32),
