@@ -24,6 +24,7 @@ import pocket_tasks
 import torch
 import transformers
 from safetensors import safe_open
+
 from semievol.config import TaskConfig
 from semievol.demo import pocket
 from semievol.prompts import PromptBuilder

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from semievol.config import TaskConfig
 from semievol.prompts import INSTRUCTIONS, PromptBuilder
 from semievol.types import Example, TaskFacts
@@ -483,7 +484,7 @@ class EpisodeSource:
     def _neighbours(
         self, pool: LabelPool, rows: list[tuple[int, int]], query: tuple[int, int], k: int
     ) -> list[tuple[int, int]]:
-        """k demonstrations, least similar first: the nearest, random ones, or one of each of several classes."""
+        """K demonstrations, least similar first: the nearest, random ones, or one of each of several classes."""
         rng = self.random
         k = min(k, len(rows))
         mode = rng.choices(("nearest", "random", "covered"), (0.75, 0.12, 0.13))[0]

@@ -29,8 +29,9 @@ import torch
 import torch.distributed as dist
 import transformers
 from pocket_tasks import Episode, EpisodeSource, Tasks
-from semievol.demo import pocket
 from torch.nn import functional
+
+from semievol.demo import pocket
 
 PROSE_TOKENS = 192
 PROSE_TRAINED_SHARE = 0.125  # of the positions of prose: the output matrix costs as much as the rest of the model
@@ -248,7 +249,7 @@ def _save(
 ) -> None:
     part = path.with_suffix(".part")
     torch.save({"weights": masters, "optimizer": optimizer.state_dict(), "state": dict(state)}, part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def export(args: argparse.Namespace) -> None:
@@ -268,7 +269,7 @@ def export(args: argparse.Namespace) -> None:
     args.delta.parent.mkdir(parents=True, exist_ok=True)
     save_file(arrays, part, metadata=metadata)
     part.chmod(0o644)  # safetensors makes it private
-    os.replace(part, args.delta)
+    part.replace(args.delta)
     print(f"{args.delta}: {args.delta.stat().st_size / 1e6:.2f} MB, {metadata}")
 
 

@@ -12,7 +12,6 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +57,7 @@ class RunDir:
 
     def write_records(self, artifact: str, records: Iterable[object], kind: type) -> int:
         """Write records as JSONL, atomically; returns how many."""
-        adapter = _adapter(kind)
+        adapter = record_adapter(kind)
         n = 0
         with self.replacing(self.file(artifact)) as partial, partial.open("wb") as stream:
             for record in records:
@@ -73,7 +72,7 @@ class RunDir:
             ArtifactError: If it is not there, or a line is not such a record.
         """
         path = self.file(artifact)
-        adapter = _adapter(kind)
+        adapter = record_adapter(kind)
         try:
             with path.open("rb") as stream:
                 for number, line in enumerate(stream, 1):
@@ -213,12 +212,17 @@ def _digest(stream: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return _adapter(type(value)).dump_python(value, mode="json")
+    return record_adapter(type(value)).dump_python(value, mode="json")
 
 
-@cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def record_adapter(kind: type) -> TypeAdapter[Any]:
+    """The JSON codec of a record type, made once."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
 @contextmanager

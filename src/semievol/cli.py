@@ -185,7 +185,7 @@ def evaluate(
 
     Example: `semievol evaluate runs/mine --test new.csv`
     """
-    from semievol.predicting import evaluate_file
+    from semievol.evaluating import evaluate_file
     from semievol.progress import ConsoleReporter
 
     with ConsoleReporter() as reporter:

@@ -34,6 +34,8 @@ def export_model(run_path: Path, output_dir: Path, *, merge: bool, which: str = 
         ConfigError: If `output_dir` holds something, or the model was not trained by the TRL trainer.
         ArtifactError: If the run is not finished, or the disk is full.
     """
+    from safetensors import SafetensorError
+
     from semievol.model_card import write_card
 
     if output_dir.is_dir() and any(output_dir.iterdir()):
@@ -57,6 +59,8 @@ def export_model(run_path: Path, output_dir: Path, *, merge: bool, which: str = 
         if output_dir.is_dir():
             output_dir.rmdir()
         partial.replace(output_dir)
+    except SafetensorError as error:
+        raise ArtifactError(f"the weights of {which} in {run_path} are damaged ({error}); train them again") from error
     except OSError as error:
         raise ArtifactError(
             f"{output_dir} cannot be written: {error.strerror or error}; nothing of it was left"

@@ -9,15 +9,12 @@ import mmap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
-
-from pydantic import TypeAdapter
+from typing import Literal, NamedTuple, TypeVar
 
 from semievol.answers import score_answer
-from semievol.artifacts import SEALED_GOLD, RunDir
+from semievol.artifacts import SEALED_GOLD, RunDir, record_adapter
 from semievol.config import RunConfig
 from semievol.errors import ArtifactError
 from semievol.types import Candidates, Demonstrations, Dropped, Example, Gold, PseudoLabel, choice_letter
@@ -145,7 +142,7 @@ def find_record(
     run_dir: RunDir, artifact: str, row_id: str, kind: type[Record], *, near: float, key: str = "example_id"
 ) -> Record | None:
     """The record of a row, looked for around the place `near` of the file first; None if there is none."""
-    needle = b'{"%s":%s,' % (key.encode(), _adapter(str).dump_json(row_id))
+    needle = b'{"%s":%s,' % (key.encode(), record_adapter(str).dump_json(row_id))
     with _mapped(run_dir.file(artifact)) as data:
         if data[: len(needle)] == needle:
             return _parse(_line(data, 0), kind)
@@ -161,13 +158,8 @@ def find_record(
     return None
 
 
-@cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
 def _parse(line: bytes, kind: type[Record]) -> Record:
-    record: Record = _adapter(kind).validate_json(line)
+    record: Record = record_adapter(kind).validate_json(line)
     return record
 
 

@@ -126,7 +126,7 @@ def pocket_lm_dir(cache_dir: Path | None = None) -> Path:
         _assemble(base, part)
         part.chmod(0o755)
         try:
-            os.replace(part, target)
+            part.replace(target)
         except OSError:
             if not target.is_dir():  # otherwise another process was faster, with the same content
                 raise
@@ -200,8 +200,8 @@ def _model_card() -> str:
         "---",
         "# Pocket LM",
         "",
-        "all-MiniLM-L6-v2 opened as a causal decoder and trained to answer small tasks from demonstrations. It exists to run",
-        "SemiEvol end to end on a laptop and in tests; it is no source of facts. English, uncased, 512 tokens.",
+        "all-MiniLM-L6-v2 opened as a causal decoder and trained to answer small tasks from demonstrations. It exists",
+        "to run SemiEvol end to end on a laptop and in tests; it is no source of facts. English, uncased, 512 tokens.",
     ]
     for section, values in card.items():
         lines += ["", f"## {section.replace('_', ' ').capitalize()}", ""]
@@ -224,5 +224,8 @@ def _content_hash() -> str:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

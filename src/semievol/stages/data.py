@@ -14,8 +14,9 @@ from typing import Any
 
 from semievol.answering import max_tokens
 from semievol.artifacts import SEALED_GOLD, file_hash
+from semievol.drafts import Rejected
 from semievol.duplicates import Duplicate
-from semievol.loading import LoadedData, Rejected, load_examples
+from semievol.loading import LoadedData, load_examples
 from semievol.prompts import PromptBuilder
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import Example, Gold, TaskFacts

@@ -93,15 +93,15 @@ def audit_rounds(ctx: StageContext) -> tuple[list[dict[str, Any]], list[dict[str
 def measure_models(ctx: StageContext, rows: list[Example]) -> dict[str, Any]:
     """Predict with every model, store the predictions, and put them side by side."""
     metric = ctx.config.task.metric or default_metric(ctx.config.task)
-    options = {"n_bootstrap": ctx.config.evaluate.n_bootstrap, "seed": ctx.config.seed}
+    n_bootstrap, seed = ctx.config.evaluate.n_bootstrap, ctx.config.seed
     found: dict[str, list[Prediction]] = {}
     for name, model in models_to_measure(ctx).items():
         found[name] = list(predict(ctx, model, name, rows))
         ctx.write(f"evaluate/predictions_{name}", found[name], Prediction)
     pairs = [(a, b) for a, b in COMPARED if a in found and b in found]
     return {
-        "metrics": [asdict(measure(name, metric, found[name], **options)) for name in found],
-        "comparisons": [asdict(compare(a, b, metric, found, **options)) for a, b in pairs],
+        "metrics": [asdict(measure(name, metric, found[name], n_bootstrap=n_bootstrap, seed=seed)) for name in found],
+        "comparisons": [asdict(compare(a, b, metric, found, n_bootstrap=n_bootstrap, seed=seed)) for a, b in pairs],
         "groups": [row for name in found for row in measure_groups(name, found[name])],
         "calibration": [row for name in found if (row := measure_calibration(name, found[name])) is not None],
     }
