@@ -170,7 +170,7 @@ def accuracy(
 
 
 def fine_tune(folder: Path, task: Task, method: str, settings: dict[str, Any], seed: int) -> tuple[Any, float]:
-    """Supervised fine-tuning with TRL on the zero-shot prompts of the labelled rows; the model and the seconds taken."""
+    """Fine-tunes with TRL on the zero-shot prompts of the labelled rows; the model and the seconds taken."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer

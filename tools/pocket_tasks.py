@@ -118,6 +118,7 @@ class Pieces:
         self._ids: dict[str, list[int]] = {}
 
     def __call__(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens."""
         ids = self._ids.get(text)
         if ids is None:
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -518,7 +519,7 @@ class EpisodeSource:
         return self._render(CHOICE_INSTRUCTIONS, self._options(names), blocks, None)
 
     def _lookup(self) -> Episode | None:
-        """Words with arbitrary labels; each question but the first of a kind repeats one of before, whole or in part."""
+        """Words with arbitrary labels; most questions repeat an earlier one, whole or in part."""
         rng = self.random
         n = rng.randint(2, 8)
         names = [self._nonsense() for _ in range(n)]

@@ -1,7 +1,7 @@
-"""Trains the Pocket LM: all-MiniLM-L6-v2 opened as a causal decoder, and writes the difference as `delta.safetensors`.
+r"""Trains the Pocket LM: all-MiniLM-L6-v2 opened as a causal decoder, and writes the difference as `delta.safetensors`.
 
     python tools/train_pocket.py train --output-dir build/pocket --minutes 40
-    python tools/train_pocket.py train --output-dir build/pocket --max-tokens 300000000 --device cuda --batch-tokens 131072 \\
+    python tools/train_pocket.py train --output-dir build/pocket --max-tokens 3e8 --device cuda --batch-tokens 131072 \
         --workers 14 --compile
     python tools/train_pocket.py export --output-dir build/pocket
 
@@ -148,6 +148,9 @@ def train(args: argparse.Namespace) -> None:
             master.copy_(stored["weights"][name])
         optimizer.load_state_dict(stored["optimizer"])
         state = stored["state"]
+    if n_processes > 1:
+        for master in masters.values():
+            dist.broadcast(master, 0)
     model.to(args.device, torch.bfloat16).train()
     with torch.no_grad():
         torch._foreach_copy_(list(named.values()), list(masters.values()))

@@ -6,7 +6,8 @@ the ones that take sealed targets.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ MODELS = ("base", "sft", "sft_matched", "semievol")
 """Order in which models stand in tables. sft is the warm-up model; sft_matched the control."""
 
 
-class Fate(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Fate:
     """Where one row ended, and why."""
 
     example_id: str

@@ -20,7 +20,8 @@ _VALUE_WIDTH = 60
 _PEEKED_ROWS = 1000
 
 
-class Rejected(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rejected:
     """A row that cannot be used: where it stands and what to do about it."""
 
     file: str

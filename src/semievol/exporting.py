@@ -55,6 +55,8 @@ def export_model(run_path: Path, output_dir: Path, *, merge: bool, which: str = 
             kind = _write_weights(run, model, partial, merge=merge)
         card = write_card(run, model, results, which=which, kind=kind)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        for path in partial.iterdir():
+            path.chmod(0o644)
         partial.chmod(0o755)
         if output_dir.is_dir():
             output_dir.rmdir()

@@ -36,7 +36,7 @@ def write_card(run: FinishedRun, model: ModelRef, results: dict[str, Any], *, wh
         _training(run, results, which=which),
         _prompt(run),
         _loading(run, kind=kind),
-        _limits(run, results),
+        _limits(run, which=which),
         _versions(run, results),
     ]
     return "\n".join(section.rstrip() + "\n" for section in sections)
@@ -234,14 +234,17 @@ def _rank(run: FinishedRun) -> int:
     return run.config.trainer.r if run.config.trainer.type == "trl" else 16
 
 
-def _limits(run: FinishedRun, results: dict[str, Any]) -> str:
+def _limits(run: FinishedRun, *, which: str) -> str:
     lines = [
         "## Limitations",
         "",
         "- Results hold for rows like the test rows; they say nothing about other sources or other prompts.",
-        "- Pseudo-labels carry the base model's mistakes and biases into training; confident mistakes are kept.",
         "- One run with one seed: the intervals cover the choice of test rows, not the randomness of training.",
     ]
+    if which == "semievol":
+        lines.append(
+            "- Pseudo-labels carry the model's own mistakes and biases into training; confident ones are kept."
+        )
     if run.config.trainer.type == "trl" and run.config.trainer.method == "qlora":
         lines.append("- Trained on a 4-bit base; on the unquantised base its answers may differ slightly.")
     return "\n".join(lines) + "\n"

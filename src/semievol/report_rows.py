@@ -13,11 +13,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from semievol.answers import score_answer
-from semievol.artifacts import SEALED_GOLD, RunDir, record_adapter
+from semievol.artifacts import RunDir, record_adapter
 from semievol.config import RunConfig
 from semievol.errors import ArtifactError
-from semievol.types import Candidates, Demonstrations, Dropped, Example, Gold, PseudoLabel, choice_letter
+from semievol.types import AuditedRow, Candidates, Demonstrations, Dropped, Example, PseudoLabel, choice_letter
 
 Record = TypeVar("Record")
 
@@ -207,11 +206,10 @@ def _find(
     example = find_record(run_dir, "data/unlabeled", row_id, Example, near=place, key="id")
     if example is None:
         raise ArtifactError(f"report: row {row_id} of round {round} is not in data/unlabeled; run the data stage again")
-    gold = find_record(run_dir, SEALED_GOLD, row_id, Gold, near=place)
-    is_right = None
-    if gold is not None and label is not None:
-        is_right = score_answer(label.answer, gold.target, example, config.task) == 1.0
-    return _Found(example, round, place, label, drop, None if gold is None else gold.target, is_right)
+    audited = find_record(run_dir, "evaluate/audited", row_id, AuditedRow, near=place)
+    if audited is None:
+        return _Found(example, round, place, label, drop, None, None)
+    return _Found(example, round, place, label, drop, audited.target, None if label is None else audited.is_right)
 
 
 def _show(found: _Found, config: RunConfig, run_dir: RunDir) -> ShownRow:

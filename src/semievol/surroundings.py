@@ -60,9 +60,7 @@ def check_folder(config: RunConfig) -> tuple[list[str], list[str], list[str]]:
 
 
 def check_hub(config: RunConfig) -> list[str]:
-    """A fault if the model has to come from the hub and the hub cannot be reached; opening it would retry for a
-    minute.
-    """
+    """A fault if the model must come from the hub and the hub cannot be reached: opening it would retry a minute."""
     path = config.model.path
     local = path == "pocket" or Path(path).expanduser().exists()
     if local or (config.generator.type == "fake" and config.trainer.type == "fake"):

@@ -246,6 +246,16 @@ class Gold:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditedRow:
+    """An unlabelled row whose sealed target the audit has opened, and whether its pseudo-label was right."""
+
+    example_id: str
+    target: str
+    is_right: bool | None
+    """None where the row got no pseudo-label."""
+
+
+@dataclass(frozen=True, slots=True)
 class SftRow:
     """One training example: the prompt as chat turns and the completion that carries the loss."""
 

@@ -79,7 +79,7 @@ def test_run_keeps_gold_in_the_sealed_file_alone(make_config, tmp_path, monkeypa
         precision[name] = run_dir.read_json("results")["pseudo_labels"][0]["precision"]["all"]["value"]
         run_dir.path.rename(tmp_path / f"run-{name}")
     differing = {k for k in seen["true"] if seen["true"][k] != seen["wrong"][k]}
-    assert differing == {"data/sealed_gold.jsonl", "config.resolved.json"}
+    assert differing == {"data/sealed_gold.jsonl", "evaluate/audited.jsonl", "config.resolved.json"}
     assert precision["true"] > 0.5 > precision["wrong"]
 
 

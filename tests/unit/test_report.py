@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from semievol.artifacts import SEALED_GOLD, RunDir
+from semievol.artifacts import RunDir
 from semievol.config import parse_config
 from semievol.drafts import Rejected
 from semievol.duplicates import Duplicate
@@ -14,7 +14,17 @@ from semievol.report import draw_report, split_rendered
 from semievol.report_rows import choose_rows, cut_text, find_record, sample_records
 from semievol.report_tables import place_marks, read_strip
 from semievol.report_text import detectable_difference, p_value, signed, write_headline
-from semievol.types import Candidates, Completion, Demonstrations, Dropped, Example, Gold, Prediction, PseudoLabel
+from semievol.types import (
+    AuditedRow,
+    Candidates,
+    Completion,
+    Demonstrations,
+    Dropped,
+    Example,
+    Gold,
+    Prediction,
+    PseudoLabel,
+)
 
 NASTY = """<script>alert("1")</script> & 'quoted' <b>"""
 VOID = {"meta", "br", "link", "path", "rect", "use", "img", "input"}
@@ -74,8 +84,9 @@ def write_run(path: Path, *, gold: bool = True, rounds: int = 1) -> RunDir:
     run_dir.write_records("data/labeled", [example("l1", "A"), example("l2", "B")], Example)
     run_dir.write_records("data/unlabeled", [example(f"u{i}") for i in range(1, 7)], Example)
     targets = ["A", "B", "A", "B", "A", "B"]
-    sealed = [Gold(f"u{i}", t) for i, t in enumerate(targets, 1)] if gold else []
-    run_dir.write_records(SEALED_GOLD, sealed, Gold)
+    right = [True, False, True, False, None, None]
+    rows = [AuditedRow(f"u{i}", t, r) for i, (t, r) in enumerate(zip(targets, right, strict=True), 1)] if gold else []
+    run_dir.write_records("evaluate/audited", rows, AuditedRow)
     run_dir.write_records(
         "data/rejected", [Rejected(NASTY, 3, "question", NASTY, "empty", "fill it in", None)], Rejected
     )

@@ -129,5 +129,8 @@ def find_positions(n_prompt: int, parents: Sequence[int]) -> list[int]:
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:
     """Number of tokens that all `sequences` start with."""
-    low, high = min(map(tuple, sequences)), max(map(tuple, sequences))  # what the extremes of the order share, all share
+    low, high = (
+        min(map(tuple, sequences)),
+        max(map(tuple, sequences)),
+    )  # what they share, all share
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily
 from semievol.answers import default_metric, score_answer
@@ -30,7 +30,7 @@ from semievol.audit import (
 from semievol.config import TaskConfig
 from semievol.errors import DataError
 from semievol.stage import Stage, StageContext, StageStats
-from semievol.types import Dropped, Example, Gold, ModelRef, Prediction, PseudoLabel
+from semievol.types import AuditedRow, Dropped, Example, Gold, ModelRef, Prediction, PseudoLabel
 
 COMPARED = (("semievol", "sft_matched"), ("semievol", "sft"), ("semievol", "base"), ("sft", "base"))
 
@@ -66,13 +66,27 @@ def score_prediction(prediction: Prediction, target: str | None, example: Exampl
     return replace(prediction, target=target, score=score_answer(prediction.answer, target, example, task))
 
 
-def audit_rounds(ctx: StageContext) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Fate]]:
-    """Quality of the pseudo-labels of each round, precision curves, and the fate of every unlabelled row."""
+class Audit(NamedTuple):
+    """What the sealed targets and the kept and dropped rows say."""
+
+    entries: list[dict[str, Any]]
+    """Quality of the pseudo-labels, one entry a round."""
+    curves: list[dict[str, Any]]
+    """Precision against coverage, one curve a round."""
+    fates: list[Fate]
+    """The end of every unlabelled row."""
+    rows: list[AuditedRow]
+    """Rows whose target was there, in the order of U."""
+
+
+def audit_rounds(ctx: StageContext) -> Audit:
+    """Open the sealed targets and hold the pseudo-labels against them."""
     gold = {g.example_id: g.target for g in ctx.read(SEALED_GOLD, Gold)}
     examples = {e.id: e for e in ctx.read("data/unlabeled", Example)}
     entries, curves = [], []
     kept: dict[str, int] = {}
     dropped: list[Dropped] = []
+    is_right: dict[str, bool] = {}
     for number in range(1, ctx.config.rounds + 1):
         labels = list(ctx.read("justify/pseudo_labels", PseudoLabel, round=number))
         kept_here = {x.example_id for x in ctx.read("select/kept", PseudoLabel, round=number)}
@@ -81,18 +95,19 @@ def audit_rounds(ctx: StageContext) -> tuple[list[dict[str, Any]], list[dict[str
             for x in labels
             if x.example_id in gold
         }
+        is_right |= correct
         entries.append(audit_pseudo_labels(labels, kept_here, correct, round=number))
         entries[-1]["threshold"] = ctx.read_json("select/threshold", round=number)
         curves.append({"round": number, "points": precision_curve(labels, correct)})
         kept |= dict.fromkeys(kept_here, number)
         for artifact in ("propagate/failed", "justify/dropped", "select/dropped"):
             dropped += [replace(d, round=number) for d in ctx.read(artifact, Dropped, round=number)]
-    return entries, curves, row_fates(examples, kept, dropped)
+    rows = [AuditedRow(i, gold[i], is_right.get(i)) for i in examples if i in gold]
+    return Audit(entries, curves, row_fates(examples, kept, dropped), rows)
 
 
-def measure_models(ctx: StageContext, rows: list[Example]) -> dict[str, Any]:
+def measure_models(ctx: StageContext, rows: list[Example], metric: str) -> dict[str, Any]:
     """Predict with every model, store the predictions, and put them side by side."""
-    metric = ctx.config.task.metric or default_metric(ctx.config.task)
     n_bootstrap, seed = ctx.config.evaluate.n_bootstrap, ctx.config.seed
     found: dict[str, list[Prediction]] = {}
     for name, model in models_to_measure(ctx).items():
@@ -118,14 +133,17 @@ def count_rows(ctx: StageContext, fates: Iterable[Fate]) -> dict[str, Any]:
 def run(ctx: StageContext) -> StageStats:
     """Measure, audit, write."""
     rows = list(ctx.read("data/test", Example))
-    entries, curves, fates = audit_rounds(ctx)
-    results: dict[str, Any] = {"metrics": [], "comparisons": [], "groups": [], "calibration": []}
+    audit = audit_rounds(ctx)
+    metric = ctx.config.task.metric or default_metric(ctx.config.task)
+    results: dict[str, Any] = {"metric": metric, "metrics": [], "comparisons": [], "groups": [], "calibration": []}
     if rows:
-        results |= measure_models(ctx, rows)
+        results |= measure_models(ctx, rows, metric)
     else:
         ctx.reporter.note("no test rows: nothing to measure (data.test or data.split.test gives some)")
-    results |= {"pseudo_labels": entries, "precision_curves": curves, "rows": count_rows(ctx, fates)}
-    ctx.write("evaluate/fates", fates, Fate)
+    results |= {"pseudo_labels": audit.entries, "precision_curves": audit.curves}
+    results |= {"rows": count_rows(ctx, audit.fates)}
+    ctx.write("evaluate/fates", audit.fates, Fate)
+    ctx.write("evaluate/audited", audit.rows, AuditedRow)
     ctx.write_json("evaluate/results", results)
     return {m["model"]: round(m["value"], 4) for m in results["metrics"]}
 
@@ -148,7 +166,12 @@ STAGE = Stage(
         "select/dropped",
         "select/threshold",
     ),
-    writes=(*(f"evaluate/predictions_{name}" for name in MODELS), "evaluate/fates", "evaluate/results"),
+    writes=(
+        *(f"evaluate/predictions_{name}" for name in MODELS),
+        "evaluate/fates",
+        "evaluate/audited",
+        "evaluate/results",
+    ),
     sections=("task", "model", "generator", "evaluate", "control", "rounds", "seed"),
     run=run,
 )
