@@ -44,11 +44,16 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:,.1f} TB"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as s, min or h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def _count(n: int) -> str:
+    """A number of tokens in k or M."""
+    return f"{n / 1e6:,.1f} M" if n >= 1e6 else f"{n / 1e3:,.0f} k" if n >= 1e4 else f"{n:,}"
+
+
+def duration(low: float, high: float) -> str:
+    """A range of seconds, in a unit that suits its end."""
+    scale, unit = (1, "s") if high < 120 else (60, "min") if high < 7200 else (3600, "h")
+    digits = 1 if unit == "h" else 0
+    return f"{low / scale:.{digits}f}-{high / scale:.{digits}f} {unit}"
 
 
 def _table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
@@ -104,19 +109,22 @@ def _plan(found: CheckResult) -> Table:
     timing: dict[str, Any] = found.timing or {}
     seconds = {s["stage"]: s for s in timing.get("stages", [])}
     rounds = f", {found.config.rounds} rounds" if found.config.rounds > 1 else ""
-    columns = ["stage", "", "rows", "prompt tokens", "scored", "sampled", "optimiser steps"]
+    columns = ["stage", "", "rows", "tokens", "scored", "sampled", "steps"]
     table = _table(f"plan{rounds}", columns + (["time"] if timing else []), left=2)
+    for i, column in enumerate(table.columns):
+        column.no_wrap = i != 1  # a narrow terminal wraps the description alone
     for p in found.plan:
         bound = "≤ " if p.at_most else ""
-        counts = [f"{bound}{n:,}" if n else "" for n in (p.prompt_tokens, p.n_scored, p.n_sampled, p.optimizer_steps)]
+        tokens = f"{bound}{_count(p.prompt_tokens or p.train_tokens)}" if p.prompt_tokens or p.train_tokens else ""
+        counts = [tokens, *(f"{bound}{n:,}" if n else "" for n in (p.n_scored, p.n_sampled, p.optimizer_steps))]
         rows = f"{bound if p.stage == 'evolve' else ''}{p.rows:,}"
         row = [p.stage, p.what, rows, *counts]
         if timing:
             s = seconds[p.stage]
-            row.append(f"{duration(s['low'])} to {duration(s['high'])}" if s["high"] >= 0.5 else "")
+            row.append(duration(s["low"], s["high"]) if s["high"] >= 0.5 else "")
         table.add_row(*row)
     if timing:
-        total = f"{duration(timing['total_low'])} to {duration(timing['total_high'])}"
+        total = duration(timing["total_low"], timing["total_high"])
         table.add_row("total", *[""] * (len(columns) - 1), total, style="bold")
     return table
 

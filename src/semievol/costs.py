@@ -108,20 +108,20 @@ def plan_stages(config: RunConfig, sizes: Sizes) -> list[StagePlan]:
         )
 
     plans = [
-        training("warmup", "fine-tuning on labelled rows", [sizes.n_labeled], warm, False),
+        training("warmup", "SFT on labelled rows", [sizes.n_labeled], warm, False),
         StagePlan("retrieve", "nearest labelled rows", n_answered, False, 0, 0, 0, 0, 0),
         _propagate(config, sizes, n_answered),
         _justify(config, sizes, n_answered, closed=closed),
-        training("evolve", "fine-tuning with pseudo-labels", trained, settings, uncertain),
+        training("evolve", "SFT with pseudo-labels", trained, settings, uncertain),
     ]
     if config.control.enabled:
-        control = training("control", "labelled rows for as many steps", matched, settings, uncertain)
+        control = training("control", "SFT for as many steps", matched, settings, uncertain)
         plans.append(control._replace(rows=sizes.n_labeled))
     n_models = 4 if config.control.enabled else 3
     exact = closed and config.evaluate.answer_with == "auto"
     n = n_models * sizes.n_test
     tokens = round(n * sizes.prompt_tokens[0])
-    what = f"{n_models} models on test rows"
+    what = f"{n_models} models, test rows"
     plans.append(StagePlan("evaluate", what, sizes.n_test, False, tokens, n if exact else 0, 0 if exact else n, 0, 0))
     return plans
 
@@ -179,7 +179,7 @@ def _justify(config: RunConfig, sizes: Sizes, n_rows: int, *, closed: bool) -> S
     n_sampled = 0 if by_score else n_justified
     return StagePlan(
         "justify",
-        "disagreements and confidence",
+        "verdicts, confidence",
         n_rows,
         config.justify.when == "disagree",
         tokens,

@@ -31,9 +31,10 @@ def run_and_record(config, **options) -> list[str]:
 
 def artifacts(run_dir: RunDir) -> dict[str, bytes]:
     """All that a run leaves, but for what it cost and what it is stored in."""
-    silent = {"manifest.json", "results.json", "report.html", ".lock"}
-    files = [p for p in run_dir.path.rglob("*") if p.is_file() and p.name not in silent and "rows.sqlite" not in p.name]
-    return {str(p.relative_to(run_dir.path)): p.read_bytes() for p in files}
+    costs = {"manifest.json", "results.json", "report.html", ".lock"}
+    files = [p.relative_to(run_dir.path) for p in run_dir.path.rglob("*") if p.is_file()]
+    kept = [p for p in files if str(p) not in costs and p.name != "fit_report.json" and "rows.sqlite" not in p.name]
+    return {str(p): (run_dir.path / p).read_bytes() for p in kept}
 
 
 def results_without_cost(run_dir: RunDir) -> dict:
@@ -79,7 +80,12 @@ def test_run_keeps_gold_in_the_sealed_file_alone(make_config, tmp_path, monkeypa
         precision[name] = run_dir.read_json("results")["pseudo_labels"][0]["precision"]["all"]["value"]
         run_dir.path.rename(tmp_path / f"run-{name}")
     differing = {k for k in seen["true"] if seen["true"][k] != seen["wrong"][k]}
-    assert differing == {"data/sealed_gold.jsonl", "evaluate/audited.jsonl", "config.resolved.json"}
+    assert differing == {
+        "config.resolved.json",  # names the input files
+        "data/sealed_gold.jsonl",
+        "evaluate/audited.jsonl",
+        "evaluate/results.json",
+    }
     assert precision["true"] > 0.5 > precision["wrong"]
 
 

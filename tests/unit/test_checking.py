@@ -151,7 +151,7 @@ def test_the_result_is_json_and_a_table(tmp_path: Path) -> None:
     assert json.loads(json.dumps(found.to_json()))["ok"] is True
     text = shown(found)
     assert "ready to run" in text
-    assert "optimiser steps" in text
+    assert "SFT with pseudo-labels" in text
 
 
 def test_faults_are_shown_last(tmp_path: Path) -> None:

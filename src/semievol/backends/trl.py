@@ -329,6 +329,7 @@ def _save(
     # Embeddings are never resized here; left to itself, PEFT asks the hub about them.
     embeddings = {"save_embedding_layers": False} if report.model.adapter else {}
     outcome.model.save_pretrained(final, **embeddings)
+    _sort_modules(final / "adapter_config.json")
     tokenizer.save_pretrained(final)
     base, kind = report.model.base, "LoRA adapter" if report.model.adapter else "Fine-tuned model"
     (final / "README.md").write_text(
@@ -346,6 +347,15 @@ def _save(
         file.chmod((final / REPORT_FILE).stat().st_mode)  # safetensors leaves its files to their owner alone
     final.replace(request.output_dir)
     shutil.rmtree(partial_dir)
+
+
+def _sort_modules(path: Path) -> None:
+    """Put the target modules in order: PEFT writes a set, whose order changes from process to process."""
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        modules = config.get("target_modules")
+        config["target_modules"] = sorted(modules) if isinstance(modules, list) else modules
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager
