@@ -1,9 +1,13 @@
 """Tiny models made on the spot, the same in every session; nothing is downloaded."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the hub
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

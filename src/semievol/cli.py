@@ -1,6 +1,7 @@
 """The command line: parse, call, exit code. 0 done, 1 the work failed, 2 the user's to change."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 def main() -> None:
     """Run the command line."""
+    # Threads of torch that wait actively starve each other when the machine has other work: 3 times slower on 2 cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run_app(sys.argv[1:]))
 
 

@@ -110,10 +110,10 @@ def _model_config(config: RunConfig, target: str) -> tuple[RunConfig, ModelRef]:
 
 
 def _find_facts(config: RunConfig) -> TaskFacts:
-    """As a run of the config would find them."""
+    """As a run of the config would find them: prompts must not differ from those of a run."""
     if config.task.type == "label" and config.task.labels is not None:
         return TaskFacts(labels=config.task.labels)
-    return load_examples(config).facts if config.task.type == "label" else TaskFacts()
+    return load_examples(config).facts if config.task.type in ("choice", "label") else TaskFacts()
 
 
 def _evaluate(

@@ -14,7 +14,7 @@ LAYERS = (
     ("prompts", "answers", "metrics", "artifacts", "backends", "tables", "loading", "answering", "progress"),
     ("stage", "sft", "pools", "audit"),
     ("stages",),
-    ("pipeline",),
+    ("pipeline", "runs", "predicting", "evaluating", "exporting", "model_card", "checking", "summary"),
     ("cli",),
 )
 HEAVY = (
