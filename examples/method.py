@@ -29,8 +29,9 @@ CONFIG = parse_config(
         "data": {"labeled": "-", "unlabeled": "-"},  # rows come from code here
         "embedder": {"type": "sentence_transformers"},
         "trainer": {
-            "learning_rate": 1e-3,
-            "num_train_epochs": 6,
+            "method": "full",
+            "learning_rate": 3e-4,
+            "num_train_epochs": 4,
             "per_device_train_batch_size": 8,
             "gradient_accumulation_steps": 1,
             "max_length": 512,

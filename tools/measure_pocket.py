@@ -9,6 +9,7 @@ sets that training never sees: Financial PhraseBank (3 options; the SemiEvol rel
 """
 
 import argparse
+import hashlib
 import json
 import random
 import tempfile
@@ -170,59 +171,46 @@ def accuracy(
 
 
 def fine_tune(folder: Path, task: Task, method: str, settings: dict[str, Any], seed: int) -> tuple[Any, float]:
-    """Fine-tunes with TRL on the zero-shot prompts of the labelled rows; the model and the seconds taken."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    """Trains on the completions of the zero-shot prompts of the labelled rows; the model and the seconds taken."""
+    torch.manual_seed(seed)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    rows = [
-        {
-            "prompt": [{"role": m.role, "content": m.content} for m in task.builder.answer(example)],
-            "completion": [{"role": "assistant", "content": task.builder.completion(example.target or "", example)}],
-        }
-        for example in task.labeled
-    ]
-    lora = (
-        LoraConfig(
-            r=settings["r"],
-            lora_alpha=settings["lora_alpha"],
-            target_modules=settings["target_modules"],
-            task_type="CAUSAL_LM",
-        )
-        if method == "lora"
-        else None
-    )
-    with tempfile.TemporaryDirectory() as output:
-        config = SFTConfig(
-            output_dir=output,
-            max_length=pocket.MAX_LENGTH,
-            max_steps=settings["max_steps"],
-            per_device_train_batch_size=settings["batch_size"],
-            learning_rate=settings["learning_rate"],
-            lr_scheduler_type="linear",
-            warmup_steps=0.1,
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_steps=1000,
-            seed=seed,
-            data_seed=seed,
-        )
-        trainer = SFTTrainer(
-            model=model,
-            args=config,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            peft_config=lora,
-        )
-        began = time.monotonic()
-        trainer.train()
-        return trainer.model, time.monotonic() - began
+    if method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        keys = ("r", "lora_alpha", "target_modules")
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **{key: settings[key] for key in keys}))
+    rows = []
+    for example in task.labeled:
+        messages = [{"role": m.role, "content": m.content} for m in task.builder.answer(example)]
+        answer = {"role": "assistant", "content": task.builder.completion(example.target or "", example)}
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        rows.append((len(prompt), tokenizer.apply_chat_template([*messages, answer], return_dict=False)))
+    base = model.get_base_model() if method == "lora" else model
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=settings["learning_rate"], weight_decay=0.0)
+    n_steps, size, rng = settings["max_steps"], settings["batch_size"], random.Random(seed)
+    queue: list[tuple[int, list[int]]] = []
+    began = time.monotonic()
+    model.train()
+    for step in range(n_steps):
+        if len(queue) < size:
+            queue += rng.sample(rows, len(rows))
+        batch, queue = queue[:size], queue[size:]
+        length = max(len(ids) for _, ids in batch)
+        ids = torch.tensor([row + [pocket.PAD] * (length - len(row)) for _, row in batch])
+        places = torch.arange(length)[None]
+        starts, ends = (torch.tensor(x)[:, None] for x in ([n for n, _ in batch], [len(row) for _, row in batch]))
+        trained = ((places >= starts) & (places < ends))[:, 1:]
+        for group in optimizer.param_groups:
+            group["lr"] = settings["learning_rate"] * min(1.0, 10 * (step + 1) / n_steps) * (1 - step / n_steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = base.cls(base.bert(input_ids=ids).last_hidden_state[:, :-1][trained])
+        torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][trained]).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, time.monotonic() - began
 
 
 @torch.inference_mode()
@@ -236,7 +224,7 @@ def prose_loss(model: Any, tokenizer: Any, shared: Path, cache: Path, corpus_cha
             ids = held_out.row(row, 2550)
             windows += [[pocket.BOS, *ids[i : i + 255]] for i in range(0, len(ids) - 254, 255)]
         if windows:
-            ids = torch.tensor(windows[:32])
+            ids = torch.tensor(windows[:8])
             total = sum(float(model(input_ids=part, labels=part).loss) * len(part) for part in ids.split(8))
             losses[name] = round(total / len(ids), 3)
     return losses
@@ -253,13 +241,17 @@ def main() -> None:
         "--corpus-chars", type=int, default=8_000_000, help="of each corpus, in the search for held-out prose"
     )
     parser.add_argument("--only", choices=("base", "full", "lora"), help="measure one thing and write nothing")
+    parser.add_argument(
+        "--finished-only", action="store_true", help="write the card from what --cache-dir already holds"
+    )
+    parser.add_argument("--task", choices=("fpb", "banking77_10way"), help="measure one set and write nothing")
     parser.add_argument("--limit", type=int, help="test rows of each set; writes nothing")
     parser.add_argument("--lora-learning-rate", type=float)
     parser.add_argument("--lora-steps", type=int)
     parser.add_argument("--lora-r", type=int)
     parser.add_argument("--full-learning-rate", type=float)
     parser.add_argument("--seeds", type=int, default=1, help="draws of the 60 labelled rows; means are reported")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
@@ -274,7 +266,7 @@ def main() -> None:
         folder = pocket.pocket_lm_dir(cache)
         card = measure(folder, cache, args)
     print(json.dumps(card, indent=2))
-    if args.only is None and args.limit is None:
+    if args.only is None and args.limit is None and args.task is None:
         card_path.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
@@ -295,53 +287,85 @@ def measure(folder: Path, cache: Path, args: argparse.Namespace) -> dict[str, An
         "training": {
             "tokens": int(run["tokens"]),
             "optimizer_steps": int(run["steps"]),
-            "data": [*pocket_tasks.CORPORA, "hwu64", "snips", "sms spam", "imdb", "commonsense_qa", "strategy_qa"],
+            "mixture": run.get("mixture", "focused"),
+            "data": list(pocket_tasks.SOURCES[run.get("mixture", "focused")]),
+            "next_token_prose_share": float(run.get("prose_share", 0.0)),
         },
     }
-    if args.only in (None, "base"):
+    if args.only is None and args.task is None:
         card["held_out_prose_loss_nats_per_token"] = prose_loss(model, tokenizer, args.shared, cache, args.corpus_chars)
     card["evaluation"] = {
         "labeled_rows": N_LABELED,
         "demonstrations": K,
         "draws_of_labeled_rows": args.seeds,
         "answer": "the most likely option letter",
+        "precision": "bfloat16",
         "format": "share of test rows where greedy decoding gives 'Answer: LETTER' and stops",
     }
     for load in (load_fpb, load_banking):
         measured: dict[str, list[dict[str, float]]] = {}
         for seed in range(args.seeds):
             task = load(args.shared, seed)
-            rows = task.test if args.limit is None else random.Random(0).sample(task.test, args.limit)
-            shown = {name: find(task, rows) for name, find in DEMONSTRATIONS.items()}
-            if args.only in (None, "base"):
-                for name, demonstrations in shown.items():
-                    measured.setdefault(f"base_{name}", []).append(
-                        accuracy(model, tokenizer, task, rows, demonstrations)
-                    )
-            for method, settings in SFT.items():
-                if args.only in (None, method):
-                    tuned, seconds = fine_tune(folder, task, method, settings, seed)
-                    for name in ("zero_shot", "dense_3_shot"):
-                        result = accuracy(tuned, tokenizer, task, rows, shown[name])
-                        measured.setdefault(f"sft_{method}_{name}", []).append(result)
-                    measured.setdefault(f"sft_{method}", []).append({"seconds": round(seconds, 1)})
-        card[task.name] = {
-            "test_rows": len(rows),
-            "majority_class": round(max(Counter(e.target for e in rows).values()) / len(rows), 4),
-            **{
-                name: {key: round(float(np.mean([r[key] for r in results])), 4) for key in results[0]}
-                for name, results in measured.items()
-            },
-        }
+            if args.task in (None, task.name):
+                rows = task.test if args.limit is None else random.Random(0).sample(task.test, args.limit)
+                for name, result in _measure_task(folder, cache, task, rows, seed, args).items():
+                    measured.setdefault(name, []).append(result)
+        if measured:
+            card[task.name] = {
+                "test_rows": len(rows),
+                "majority_class": round(max(Counter(e.target for e in rows).values()) / len(rows), 4),
+                **{
+                    name: {key: round(float(np.mean([r[key] for r in results])), 4) for key in results[0]}
+                    for name, results in measured.items()
+                },
+            }
     if args.only != "base":
-        card["fine_tuning"] = {method: settings for method, settings in SFT.items() if args.only in (None, method)}
+        done = {name for section in card.values() for name in section}
+        card["fine_tuning"] = {method: settings for method, settings in SFT.items() if f"sft_{method}" in done}
         for settings in card["fine_tuning"].values():
             settings |= {
                 "optimizer": "AdamW",
                 "lr_scheduler_type": "linear, 10 % warm-up",
-                "device": "CPU, 2 threads, float32",
+                "device": f"CPU, {args.threads} thread(s), bfloat16 autocast, shared with other work",
             }
     return card
+
+
+def _delta_hash() -> str:
+    return hashlib.sha256((pocket.DATA_DIR / "delta.safetensors").read_bytes()).hexdigest()[:12]
+
+
+def _measure_task(
+    folder: Path, cache: Path, task: Task, rows: Sequence[Example], seed: int, args: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Results by name. Each is kept under `cache`, so that a second run goes on, and two may share the work."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    parts: dict[str, dict[str, dict[str, float]]] = {}
+    for method in ("base", *SFT):
+        if args.only not in (None, method):
+            continue
+        settings = SFT.get(method, {})
+        key = "-".join(map(str, (_delta_hash(), task.name, len(rows), seed, method, *settings.values())))
+        path = cache / f"measured-{key}.json"
+        if args.finished_only and not path.exists():
+            continue
+        if not path.exists():
+            shown = {name: find(task, rows) for name, find in DEMONSTRATIONS.items()}
+            part = {}
+            if method == "base":
+                model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+                prefix, names = "base", list(shown)
+            else:
+                model, seconds = fine_tune(folder, task, method, settings, seed)
+                prefix, names = f"sft_{method}", ["zero_shot", "dense_3_shot"]
+                part[prefix] = {"seconds": round(seconds, 1)}
+            model = model.to(torch.bfloat16)
+            for name in names:
+                part[f"{prefix}_{name}"] = accuracy(model, tokenizer, task, rows, shown[name])
+                print(task.name, f"{prefix}_{name}", part[f"{prefix}_{name}"], flush=True)
+            path.write_text(json.dumps(part), encoding="utf-8")
+        parts[method] = json.loads(path.read_text(encoding="utf-8"))
+    return {name: result for part in parts.values() for name, result in part.items()}
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ MIXTURES = {  # share of the episodes by kind of task
     # what a small budget can learn: short questions, most of them with demonstrations that tell the answer
     "focused": {"stream": 0.45, "pool": 0.41, "prose_pool": 0.03, "lookup": 0.08, "choice": 0.01, "number": 0.02},
 }
+_FOCUSED_SOURCES = ("hwu64", "snips", "sms spam", "imdb", "commonsense_qa", "passages of prose as classification rows")
+SOURCES = {"broad": (*_FOCUSED_SOURCES, "strategy_qa", "prose"), "focused": _FOCUSED_SOURCES}
 JUSTIFY_LINE = "Decide which answer is right."
 
 

@@ -140,7 +140,7 @@ def train(args: argparse.Namespace) -> None:
         betas=(0.9, 0.98),
         fused=True,
     )
-    state = {"step": 0, "tokens": 0, "seconds": 0.0}
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}
     checkpoint = args.output_dir / "checkpoint.pt"
     if checkpoint.exists():
         stored = torch.load(checkpoint, map_location=args.device)
@@ -148,6 +148,7 @@ def train(args: argparse.Namespace) -> None:
             master.copy_(stored["weights"][name])
         optimizer.load_state_dict(stored["optimizer"])
         state = stored["state"]
+    state |= {"mixture": args.mixture, "prose_share": args.prose_share}
     if n_processes > 1:
         for master in masters.values():
             dist.broadcast(master, 0)
@@ -265,9 +266,13 @@ def export(args: argparse.Namespace) -> None:
     for name, weight in stored["weights"].items():
         trained = weight.numpy().astype(np.float32)
         old = base.get(name.removeprefix("bert."))
+        if old is not None:
+            trained = old + args.keep * (trained - old)
         arrays.update(_pack(name, trained, old))
     state = stored["state"]
     metadata = {"tokens": str(state["tokens"]), "steps": str(state["step"]), "seconds": str(round(state["seconds"]))}
+    metadata |= {"kept_share": str(args.keep)}
+    metadata |= {key: str(state[key]) for key in ("mixture", "prose_share") if key in state}
     part = args.delta.with_suffix(".part")
     args.delta.parent.mkdir(parents=True, exist_ok=True)
     save_file(arrays, part, metadata=metadata)
@@ -315,6 +320,12 @@ def main() -> None:
     one.set_defaults(run=train)
     two = commands.add_parser("export", help="write the delta of the last checkpoint")
     two.add_argument("--output-dir", type=Path, default=Path("build/pocket"))
+    two.add_argument(
+        "--keep",
+        type=float,
+        default=0.5,
+        help="share of the way from MiniLM to the trained weights (arXiv:2109.01903): the rest keeps what MiniLM knows",
+    )
     two.add_argument("--delta", type=Path, default=Path(pocket.__file__).parent / "pocket" / "delta.safetensors")
     two.set_defaults(run=export)
     args = parser.parse_args()

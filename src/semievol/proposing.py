@@ -184,12 +184,13 @@ def _training_section(finding: Finding, model: str) -> str:
     ) // 3 + 150
     small = model == "pocket"
     max_length = 512 if small else max(1024, -(-tokens // 512) * 512)
-    rate, epochs, batch, accumulation = ("1.0e-3", 6, 8, 1) if small else ("1.0e-4", 2, 1, 8)
+    rate, epochs, batch, accumulation = ("3.0e-4", 6, 8, 1) if small else ("1.0e-4", 2, 1, 8)
+    method = "full" if small else "lora"
     note = "for 23 M weights; the paper has 1.0e-4 and 2 epochs for billions" if small else "the paper's"
     return f"""\
 trainer:
   type: trl
-  method: lora         # lora; qlora: 4-bit base, least GPU memory; full: all weights, about 16 bytes each
+  method: {method}         # lora; qlora: 4-bit base, least GPU memory; full: all weights, 16 bytes each
   r: 16                # rank of the adapter: higher can learn more and needs more memory
   lora_alpha: 32
   learning_rate: {rate}   # {note}

@@ -6,6 +6,7 @@ is asked are the same tokens.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,10 +145,12 @@ def add_adapter(model: "PreTrainedModel", path: str, *, name: str, trainable: bo
     from peft import PeftModel
 
     try:
-        if isinstance(model, PeftModel):
-            model.load_adapter(path, adapter_name=name, is_trainable=trainable)
-            return model
-        return PeftModel.from_pretrained(model, path, adapter_name=name, is_trainable=trainable)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of transformers, about names that PEFT still uses
+            if isinstance(model, PeftModel):
+                model.load_adapter(path, adapter_name=name, is_trainable=trainable)
+                return model
+            return PeftModel.from_pretrained(model, path, adapter_name=name, is_trainable=trainable)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"the adapter in {path} cannot be put on the model: {_first_line(error)}") from error
 

@@ -69,13 +69,15 @@ def demo_config(data: DemoData, path: Path, *, seed: int) -> dict[str, Any]:
         "embedder": {"type": "sentence_transformers", "model": "minilm"},
         "trainer": {
             "type": "trl",
-            "learning_rate": 1e-3,
+            "method": "full",  # of 22M parameters: LoRA saves nothing here and learns 100 rows less well
+            "learning_rate": 3e-4,
             "num_train_epochs": 6,
+            "lr_scheduler_type": "linear",
             "per_device_train_batch_size": 8,
             "gradient_accumulation_steps": 1,
             "max_length": 512,
         },
-        "control": {"enabled": True},
+        "evolve": {"num_train_epochs": 2},
     }
 
 
@@ -84,9 +86,7 @@ def _tickets(seed: int) -> DemoData:
 
     splits = generate_tickets(seed)
     labeled, unlabeled, test = ([DemoRow(r.id, r.question, r.target, r.group) for r in rows] for rows in splits)
-    return DemoData(
-        labeled, unlabeled, test, QUEUES, 'Route the support ticket to a queue. Reply with "Answer: " and its letter.'
-    )
+    return DemoData(labeled, unlabeled, test, QUEUES, "Route the support ticket.")
 
 
 def _docstrings(seed: int) -> DemoData:
@@ -99,7 +99,7 @@ def _docstrings(seed: int) -> DemoData:
         unlabeled,
         test,
         CHAPTERS,
-        'Which chapter of the Python library reference is this from? Reply with "Answer: " and its letter.',
+        "Choose the chapter.",
     )
 
 
