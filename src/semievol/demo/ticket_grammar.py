@@ -14,7 +14,7 @@ from typing import Literal
 
 __all__ = ["GRAMMAR", "NewCue", "QueueGrammar"]
 
-CueKind = Literal["system", "partner", "thing", "code"]
+CueKind = Literal["system", "partner"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,6 @@ class NewCue:
 
     term: str
     kind: CueKind
-
-    @property
-    def mention(self) -> str:
-        """The term as it stands inside a sentence."""
-        return f"the {self.term}" if self.kind == "thing" else self.term
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,8 @@ class QueueGrammar:
         topics: Noun phrases by which a ticket of another queue mentions this one in passing.
         known: Clauses that state the matter plainly; labelled rows use these and no others.
         weak: Vague clauses that lean towards the queue; labelled rows never use them.
-        new: The terms that have to be learned from the unlabelled rows.
+        new: The terms that have to be learned from the unlabelled rows. Two a queue: with more, each is seen too
+            rarely for a model of 22M parameters to learn it.
     """
 
     name: str
@@ -52,7 +48,7 @@ class QueueGrammar:
 
 
 def _cues(**terms: str) -> tuple[NewCue, ...]:
-    kinds: tuple[CueKind, ...] = ("system", "partner", "thing", "code")
+    kinds: tuple[CueKind, ...] = ("system", "partner")
     return tuple(NewCue(term, kind) for kind in kinds for term in terms.get(kind, "").split(", ") if term)
 
 
@@ -79,12 +75,7 @@ GRAMMAR: tuple[QueueGrammar, ...] = (
             "my bank [noticed it|sent me a note] too",
             "[a few euros|some dollars] too much [were taken|are gone]",
         ),
-        new=_cues(
-            system="Quorvex, Brindlewax",
-            partner="Ostrelle, Hasselby",
-            thing="marigold flag, otter sheet",
-            code="zub-41, nolk-7",
-        ),
+        new=_cues(system="Quorvex, Brindlewax"),
     ),
     QueueGrammar(
         name="shipping",
@@ -107,12 +98,7 @@ GRAMMAR: tuple[QueueGrammar, ...] = (
             "the van drove past our street",
             "it has been weeks and nothing has come to the door",
         ),
-        new=_cues(
-            system="Tavolin, Skerrow",
-            partner="Umberfell, Lindqvar",
-            thing="paper lantern, copper kettle",
-            code="vorp-9",
-        ),
+        new=_cues(system="Tavolin, Skerrow"),
     ),
     QueueGrammar(
         name="returns",
@@ -135,12 +121,7 @@ GRAMMAR: tuple[QueueGrammar, ...] = (
             "it is packed up again [on the table|and ready to go back]",
             "I would rather have my money again",
         ),
-        new=_cues(
-            system="Pellaquin, Dovemere",
-            partner="Grantzel, Ivoryx",
-            thing="velvet ladder, walnut pebble",
-            code="tuk-88",
-        ),
+        new=_cues(system="Pellaquin, Dovemere"),
     ),
     QueueGrammar(
         name="account access",
@@ -162,12 +143,7 @@ GRAMMAR: tuple[QueueGrammar, ...] = (
             "my old mailbox is gone",
             "only my husband still gets in with his",
         ),
-        new=_cues(
-            system="Yarrowgate, Fimbrel",
-            partner="Castelune",
-            thing="glass heron, lemon chapter",
-            code="quib-3",
-        ),
+        new=_cues(system="Yarrowgate, Fimbrel"),
     ),
     QueueGrammar(
         name="app errors",
@@ -189,12 +165,7 @@ GRAMMAR: tuple[QueueGrammar, ...] = (
             "it worked before the night of the new version",
             "it spins and spins and never loads",
         ),
-        new=_cues(
-            system="Wexmoor, Jarnikle",
-            partner="Solvandre",
-            thing="tin sparrow, saffron wheel",
-            code="drem-60",
-        ),
+        new=_cues(system="Wexmoor, Jarnikle"),
     ),
     QueueGrammar(
         name="device setup",
@@ -216,12 +187,7 @@ GRAMMAR: tuple[QueueGrammar, ...] = (
             "we are at the very first step of putting it up",
             "the leaflet in the box is no help",
         ),
-        new=_cues(
-            system="Orlamund, Kettrick",
-            partner="Bexhollow",
-            thing="plum anchor, cedar whistle",
-            code="fosk-12",
-        ),
+        new=_cues(system="Orlamund, Kettrick"),
     ),
     QueueGrammar(
         name="subscriptions",
@@ -241,12 +207,7 @@ GRAMMAR: tuple[QueueGrammar, ...] = (
             "the cheaper tier would do for us",
             "I never asked to go on with it for another year",
         ),
-        new=_cues(
-            system="Miravolt, Thessaly Loop",
-            partner="Ruddigore",
-            thing="amber thimble",
-            code="gwen-25",
-        ),
+        new=_cues(system="Miravolt, Thessaly Loop"),
     ),
     QueueGrammar(
         name="warranty repair",
@@ -266,12 +227,7 @@ GRAMMAR: tuple[QueueGrammar, ...] = (
             "a technician should have a look at [it|the damage]",
             "one corner came loose and cracked",
         ),
-        new=_cues(
-            system="Noctivane",
-            partner="Zellinger",
-            thing="ivory button",
-            code="plim-5",
-        ),
+        new=_cues(system="Noctivane", partner="Zellinger"),
     ),
     QueueGrammar(
         name="data privacy",
@@ -291,12 +247,7 @@ GRAMMAR: tuple[QueueGrammar, ...] = (
             "my lawyer wants to see what is on file [about me|]",
             "strangers should not be able to read it",
         ),
-        new=_cues(
-            system="Eskavar",
-            partner="Pontefray",
-            thing="hazel curtain",
-            code="jaxt-14",
-        ),
+        new=_cues(system="Eskavar", partner="Pontefray"),
     ),
     QueueGrammar(
         name="store pickup",
@@ -316,11 +267,6 @@ GRAMMAR: tuple[QueueGrammar, ...] = (
             "I can come by the shop after work",
             "the line at the counter went out to the car park",
         ),
-        new=_cues(
-            system="Vintersby",
-            partner="Almondine",
-            thing="scarlet acorn",
-            code="bront-2",
-        ),
+        new=_cues(system="Vintersby", partner="Almondine"),
     ),
 )

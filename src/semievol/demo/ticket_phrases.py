@@ -39,16 +39,6 @@ NEW_PATTERNS: dict[str, tuple[str, ...]] = {
         "somebody from {cue} [rang|wrote to|contacted] me on {day}",
         "I already [spoke|talked] with {cue} [and got nowhere|on {day}]",
     ),
-    "thing": (
-        "{cue} is [still open|not there|not right]",
-        "I [cannot find|do not see|was never shown] {cue}",
-        "{cue} has [looked wrong|been gone] since {day}",
-    ),
-    "code": (
-        "{cue} [came up|appeared] [again|on {day}|twice]",
-        "it [ends|stops] with {cue} [each time|]",
-        "I [have had|get] {cue} [every time|again and again]",
-    ),
 }
 
 ASIDES: tuple[str, ...] = (

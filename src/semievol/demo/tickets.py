@@ -166,7 +166,7 @@ class _Writer:
 
     def _mention(self, cue: NewCue) -> str:
         patterns = phrases.NEW_PATTERNS["any"] + phrases.NEW_PATTERNS[cue.kind] * 2
-        return pick(self._rng, patterns).replace("{cue}", cue.mention)
+        return pick(self._rng, patterns).replace("{cue}", cue.term)
 
     def _off_topic(self) -> _Draft:
         clauses = (pick(self._rng, phrases.OFF_TOPIC), pick(self._rng, phrases.OFF_TOPIC_EXTRAS))
