@@ -35,7 +35,7 @@ K = 3
 N_LABELED = 60
 N_INTENTS = 10
 SFT = {
-    "full": {"learning_rate": 2e-4, "max_steps": 60, "batch_size": 16},
+    "full": {"learning_rate": 3e-4, "max_steps": 60, "batch_size": 16},
     "lora": {
         "learning_rate": 2e-3,
         "max_steps": 60,
@@ -290,6 +290,7 @@ def measure(folder: Path, cache: Path, args: argparse.Namespace) -> dict[str, An
             "mixture": run.get("mixture", "focused"),
             "data": list(pocket_tasks.SOURCES[run.get("mixture", "focused")]),
             "next_token_prose_share": float(run.get("prose_share", 0.0)),
+            "kept_share_of_difference": float(run.get("kept_share", 1.0)),
         },
     }
     if args.only is None and args.task is None:
