@@ -1,6 +1,6 @@
 """The whole method in one file, with the library's pieces and without its stages.
 
-    python examples/method.py            # about three minutes on 2 CPU cores
+    python examples/method.py            # some minutes on 2 CPU cores
 
 It routes the synthetic support tickets of `semievol demo` with the embedded Pocket LM. Read it from top to bottom:
 it is
