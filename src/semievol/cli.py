@@ -33,7 +33,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 def main() -> None:
     """Run the command line."""
-    # Threads of torch that wait actively starve each other when the machine has other work: 3 times slower on 2 cores.
+    # Threads of torch that wait actively starve each other when the machine has other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run_app(sys.argv[1:]))
 
@@ -230,14 +230,15 @@ def export(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the base.")] = False,
+    which: Annotated[str, typer.Option(help="`semievol`, `sft` or `sft_matched`.")] = "semievol",
 ) -> None:
-    """Write the final model as an ordinary folder, with a model card of measured results.
+    """Write the final model, or one it was compared with, as an ordinary folder, with a model card of measured results.
 
     Example: `semievol export runs/mine --merge -o model/`
     """
     from semievol.exporting import export_model
 
-    typer.echo(f"wrote {export_model(run_path, output, merge=merge)}")
+    typer.echo(f"wrote {export_model(run_path, output, merge=merge, which=which)}")
 
 
 def _run(config: Any, *, again: str, from_stage: str | None = None, json_output: bool) -> None:

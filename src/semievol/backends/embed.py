@@ -4,6 +4,7 @@ Neighbours are exact, found in blocks of bounded memory. Equal similarities are 
 depend on the order of the index.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ class Bm25Retriever:
         return tokens
 
 
-class _EmbeddingRetriever:
+class _EmbeddingRetriever(ABC):
     """Cosine similarity of what the subclass makes of a text."""
 
     def __init__(self) -> None:
@@ -84,9 +85,9 @@ class _EmbeddingRetriever:
             return [[] for _ in texts]
         return nearest(self._embed_queries(texts), self._rows, self._ids, k)
 
+    @abstractmethod
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Rows of length 1, shape (n, d)."""
-        raise NotImplementedError
 
     def _embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.embed(texts)
