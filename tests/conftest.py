@@ -119,7 +119,9 @@ def tiny_bert_dir(tmp_path_factory, tiny_tokenizer) -> str:
     from transformers import BertConfig, BertLMHeadModel
 
     torch.manual_seed(4)
-    config = BertConfig(is_decoder=True, hidden_dropout_prob=0.0, **_sizes(tiny_tokenizer))
+    config = BertConfig(
+        is_decoder=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **_sizes(tiny_tokenizer)
+    )
     return _save(tmp_path_factory.mktemp("tiny") / "bert", BertLMHeadModel(config), tiny_tokenizer)
 
 

@@ -167,6 +167,9 @@ class TransformersGeneratorConfig(Section):
     type: Literal["transformers"] = "transformers"
     batch_tokens: int = Field(16384, gt=0)
     """Largest number of tokens (padding included) in one forward pass; halves itself on out-of-memory."""
+    max_loaded_models: int = Field(2, gt=0)
+    """Whole models in memory at once, when base and warm model are not one base with adapters; the second one leaves on
+    out-of-memory."""
     threads: int | None = Field(None, gt=0)
     """CPU threads of torch. None: torch's own choice."""
 
@@ -202,7 +205,12 @@ class TrlTrainerConfig(Section):
     """Below 1 a share of all steps, from 1 on a number of steps."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
+    """Optimiser, by its name in transformers."""
+    train_sampling_strategy: Literal["random", "group_by_length"] = "group_by_length"
+    """group_by_length: rows of like length share a batch, in an order drawn by seed; random: any rows do."""
+    freeze_embeddings: bool = False
+    """With method full: leave the input embeddings, and a head that is tied to them, as they are."""
     max_length: int = Field(1024, gt=0)
     """Longest training example in tokens; longer ones are refused before the first step, never cut silently."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -237,10 +237,14 @@ def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Mem
     """Weights, cache and activations of the fullest batch; within a factor of about 1.5 for dense decoders."""
     device, available, half = _device(config.model)
     width = 2 if half or config.model.dtype in ("bfloat16", "float16") else 4
-    batch = config.generator.batch_tokens if config.generator.type == "transformers" else 0
+    generator, trainer = config.generator, config.trainer
+    batch, n_models = 0, 1
+    if generator.type == "transformers":
+        batch = generator.batch_tokens
+        if trainer.type == "trl" and trainer.method == "full":
+            n_models = min(2, generator.max_loaded_models)  # base and warm model
     cache = batch * size.kv_size * size.n_layers * width
-    generation = size.n_parameters * width + cache + batch * size.hidden_size * 8 * width
-    trainer = config.trainer
+    generation = n_models * size.n_parameters * width + cache + batch * size.hidden_size * 8 * width
     if trainer.type != "trl":
         return Memory(generation, 0, available, device)
     frozen = {"lora": width, "qlora": 0.6, "full": 0.0}[trainer.method] * size.n_parameters

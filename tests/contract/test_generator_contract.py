@@ -340,6 +340,48 @@ def test_another_base_is_opened_in_its_place(tiny_llama_dir, tiny_qwen_dir):
     assert own == other
 
 
+@pytest.mark.parametrize(("max_loaded_models", "n_opened"), [(1, 4), (2, 2)])
+def test_bases_stay_open_up_to_the_limit(tiny_llama_dir, tiny_qwen_dir, monkeypatch, max_loaded_models, n_opened):
+    import semievol.backends.transformers as transformers_backend
+
+    opened = []
+    open_model = transformers_backend.open_model
+
+    def count_opened(config, ref, **options):
+        opened.append(ref.base)
+        return open_model(config, ref, **options)
+
+    monkeypatch.setattr(transformers_backend, "open_model", count_opened)
+    config = TransformersGeneratorConfig(max_loaded_models=max_loaded_models)
+    with open_generator(config, ModelConfig(path=tiny_llama_dir, device="cpu")) as generator:
+        for path in (tiny_llama_dir, tiny_qwen_dir, tiny_llama_dir, tiny_qwen_dir):
+            list(generator.score_choices(choice_requests(ModelRef(path), ("A", "B"))))
+    assert len(opened) == n_opened
+
+
+def test_out_of_memory_first_closes_the_base_that_is_not_in_use(tiny_llama_dir, tiny_qwen_dir, monkeypatch):
+    import torch
+
+    from semievol.backends.decoding import CausalLm
+
+    with open_generator(TransformersGeneratorConfig(), ModelConfig(path=tiny_llama_dir, device="cpu")) as generator:
+        run(generator, requests(ModelRef(tiny_llama_dir), 2), max_tokens=2)
+        expected = run(generator, requests(ModelRef(tiny_qwen_dir)), n=2, max_tokens=5)
+        before = generator._batch_tokens
+        passes = iter([True])
+
+        def fail_once(self, *args, **kwargs):
+            if next(passes, False):
+                raise torch.OutOfMemoryError("out of memory")
+            return forward(self, *args, **kwargs)
+
+        forward = CausalLm._forward
+        monkeypatch.setattr(CausalLm, "_forward", fail_once)
+        assert_same(run(generator, requests(ModelRef(tiny_qwen_dir)), n=2, max_tokens=5), expected)
+        assert generator._batch_tokens == before
+        assert list(generator._bases) == [tiny_qwen_dir]
+
+
 def test_prompt_that_is_too_long_is_a_recorded_failure(local):
     generator, ref, _ = local
     long = Request("long", (Message("user", "card lost " * 600),), ref)

@@ -397,11 +397,11 @@ def test_fused_head_is_used_only_where_it_is_the_models_own(request, tmp_path, n
     from trl import SFTConfig
 
     from semievol.backends.sft_rows import EncodedRow
-    from semievol.backends.sft_trainer import CompletionTrainer, LeftPadCollator, _dataset
+    from semievol.backends.sft_trainer import CompletionCollator, CompletionTrainer, _dataset
 
     path = request.getfixturevalue(f"tiny_{name}_dir")
     tokenizer = AutoTokenizer.from_pretrained(path)
-    collator = LeftPadCollator(tokenizer.eos_token_id)
+    collator = CompletionCollator(tokenizer.eos_token_id, False)
     data = _dataset([EncodedRow("a", (5, 6, 7, 8), 2), EncodedRow("b", (9, 10, 11, 12, 13, 14), 5)])
     arguments = SFTConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, dataset_kwargs={"skip_prepare_dataset": True}
@@ -411,3 +411,124 @@ def test_fused_head_is_used_only_where_it_is_the_models_own(request, tmp_path, n
         model=model, args=arguments, train_dataset=data, data_collator=collator, processing_class=tokenizer
     )
     assert trainer._fused_head_agrees(model, collator([data[0], data[1]])) is agrees
+
+
+def completion_trainer(path, tmp_path, rows, *, r=0):
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig
+
+    from semievol.backends.sft_rows import EncodedRow
+    from semievol.backends.sft_trainer import CompletionCollator, CompletionTrainer, _dataset, can_share_start
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    data = _dataset([EncodedRow(str(i), ids, n_prompt) for i, (ids, n_prompt) in enumerate(rows)])
+    arguments = SFTConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        activation_checkpointing=False,
+    )
+    model = AutoModelForCausalLM.from_pretrained(path)
+    collator = CompletionCollator(tokenizer.eos_token_id, can_share_start(model, arguments))
+    trainer = CompletionTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=collator,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=r, target_modules="all-linear", task_type="CAUSAL_LM") if r else None,
+    )
+    return trainer, collator(list(data))
+
+
+START = tuple(range(20, 44))
+SHARED_ROWS = [
+    ((*START, 5, 6, 7, 8, 50, 3), 28),
+    ((*START, 9, 10, 51, 52, 3), 26),
+    ((*START, 11, 12, 13, 14, 15, 16, 17, 50, 3), 31),
+]
+
+
+@pytest.mark.parametrize("r", [0, 4])
+@pytest.mark.parametrize("name", ["llama", "qwen", "bert"])
+def test_a_start_that_is_run_once_gives_the_same_loss_and_gradients(request, tmp_path, name, r):
+    trainer, batch = completion_trainer(request.getfixturevalue(f"tiny_{name}_dir"), tmp_path, SHARED_ROWS, r=r)
+    model = trainer.model.train()
+    assert trainer._count_shared(batch) == len(START)
+    found = []
+    for n_shared in (0, len(START)):
+        model.zero_grad()
+        total, n_tokens = trainer._own_nll(model, dict(batch), n_shared)
+        (total / n_tokens).backward()
+        gradients = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+        found.append((float(total.detach()), int(n_tokens), gradients))
+    (alone, n_alone, expected), (shared, n_together, gradients) = found
+    assert n_alone == n_together == 7
+    assert shared == pytest.approx(alone, rel=1e-5)
+    assert gradients.keys() == expected.keys()
+    assert any(float(g.abs().max()) > 1e-3 for g in gradients.values())
+    largest = max(float(g.abs().max()) for g in expected.values())
+    for weight, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[weight], rtol=1e-3, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        SHARED_ROWS[:1],
+        [((*START[:8], 5, 6, 3), 9), ((*START[:8], 7, 8, 9, 3), 10)],
+        [(START, 2), ((*START, 5), 2)],
+    ],
+    ids=["one row", "a short start", "the answer in the start"],
+)
+def test_a_start_is_not_shared_where_it_does_not_pay_or_holds_the_answer(tiny_llama_dir, tmp_path, rows):
+    trainer, batch = completion_trainer(tiny_llama_dir, tmp_path, rows)
+    trainer.model.train()
+    assert trainer._count_shared(batch) == 0
+
+
+def test_a_start_is_not_shared_under_dropout(tiny_llama_dir, tmp_path):
+    from semievol.backends.sft_trainer import can_share_start
+
+    trainer, _ = completion_trainer(tiny_llama_dir, tmp_path, SHARED_ROWS)
+    assert can_share_start(trainer.model, trainer.args)
+    trainer.model.append_dropout = torch.nn.Dropout(0.1)
+    assert not can_share_start(trainer.model, trainer.args)
+
+
+def test_a_start_is_not_shared_under_a_sliding_window(tiny_mistral_dir, tmp_path):
+    trainer, batch = completion_trainer(tiny_mistral_dir, tmp_path, SHARED_ROWS)
+    assert trainer._count_shared(batch) == 0
+    assert batch["attention_mask"][1].tolist() == [0] * 4 + [1] * 29
+
+
+def test_rows_of_like_length_share_a_batch_in_an_order_of_seed_and_epoch_alone():
+    from semievol.backends.sft_trainer import LengthGroupedEpochs
+
+    lengths = [10 + (7 * i) % 50 for i in range(256)]
+    sampler = LengthGroupedEpochs(lengths, 8, seed=3)
+    first = list(sampler)
+    assert sorted(first) == list(range(256))
+    assert first == list(LengthGroupedEpochs(lengths, 8, seed=3))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != first
+    resumed = LengthGroupedEpochs(lengths, 8, seed=3)
+    resumed.set_epoch(1)
+    assert list(resumed) == second
+    batches = [[lengths[i] for i in first[at : at + 8]] for at in range(0, 256, 8)]
+    padded = sum(8 * max(batch) for batch in batches)
+    assert sum(lengths) / padded > 0.9
+
+
+def test_frozen_embeddings_stay_as_they_are(tiny_bert_dir, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    before = AutoModelForCausalLM.from_pretrained(tiny_bert_dir)
+    fit(tiny_bert_dir, tmp_path / "out", method="full", freeze_embeddings=True, learning_rate=1e-2)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
+    layer = "bert.encoder.layer.0.output.dense.weight"
+    assert not torch.equal(before.get_parameter(layer), after.get_parameter(layer))

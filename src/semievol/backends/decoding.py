@@ -76,7 +76,7 @@ class CausalLm:
         self._takes_positions = "position_ids" in accepted
         self._keeps_logits = "logits_to_keep" in accepted
         self._attention = model.config._attn_implementation
-        self._full_attention = self._takes_positions and _has_full_attention(model)
+        self._full_attention = self._takes_positions and has_full_attention(model)
         self._prefix: SharedPrefix | None = None
         self.forward_passes = 0
 
@@ -305,7 +305,7 @@ def _inverse_cdf_block(raw: Tensor, uniforms: Tensor, temperature: float, top_p:
     return torch.minimum(drawn, torch.searchsorted(cdf, total))  # a product rounded up to the total is above all tokens
 
 
-def _has_full_attention(model: "PreTrainedModel") -> bool:
+def has_full_attention(model: "PreTrainedModel") -> bool:
     """Whether every layer attends to all tokens before it, through an attention that takes a mask of our own."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer

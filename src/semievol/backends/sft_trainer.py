@@ -2,10 +2,12 @@
 
 Apart from `trl` because importing TRL takes seconds that a plan or a finished stage need not pay.
 
-Two things differ from SFTTrainer as it comes. Rows are padded on the left, as generation pads them: all completions
-then end in the last column, and the vocabulary projection runs over those few columns alone. And the loss goes through
-the model's own forward unless TRL's fused head is shown to give the same log-probabilities: the fused head multiplies
-the last hidden states with the output embedding, which leaves out what some models (BERT's, for one) put in between.
+Four things differ from SFTTrainer as it comes. Rows are padded so that all completions end in the last column, and the
+vocabulary projection runs over those few columns alone. What all prompts of a batch start with (instruction, labels,
+options) stands before the padding and is run once; its keys and values are shown to every row, and their gradients
+add up: the same loss and gradient for less work. Rows of like length share a batch. And the loss goes through the
+model's own forward unless TRL's fused head is shown to give the same log-probabilities: the fused head multiplies the
+last hidden states with the output embedding, which leaves out what some models (BERT's, for one) put in between.
 """
 
 import inspect
@@ -27,10 +29,13 @@ from peft import LoraConfig, PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
 from semievol.backends.base import Progress
+from semievol.backends.decoding import MIN_SHARED_PREFIX, SharedPrefix, has_full_attention
 from semievol.backends.sft_rows import EncodedRow
+from semievol.backends.tries import common_length
 from semievol.config import TrlTrainerConfig
 from semievol.errors import ConfigError, TrainingError
 
@@ -39,6 +44,12 @@ IGNORED = -100
 
 FUSED_TOLERANCE = 0.02
 """Most nats by which the fused head's mean log-probability may differ from the model's own; bf16 stays well below."""
+
+MIN_SAVED_FRACTION = 0.1
+"""Share of a batch's tokens from which a common start is run once for all rows."""
+
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+"""Names of the setting, the newer first; the older one still works in newer versions, with a warning."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +90,14 @@ def train_job(job: SftJob) -> SftOutcome:
         KeyboardInterrupt: On Ctrl-C, after the step at hand is done and saved.
     """
     steps = _StepCallback(job.partial_dir, job.progress)
+    arguments = _training_arguments(job)
     try:
         trainer = CompletionTrainer(
             model=job.model,
-            args=_training_arguments(job),
+            args=arguments,
             train_dataset=_dataset(job.train),
             eval_dataset=_dataset(job.held_out) if job.held_out else None,
-            data_collator=LeftPadCollator(job.tokenizer.pad_token_id),
+            data_collator=CompletionCollator(job.tokenizer.pad_token_id, can_share_start(job.model, arguments)),
             processing_class=job.tokenizer,
             peft_config=_peft_config(job),
             callbacks=[steps],
@@ -130,6 +142,15 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         self._accepted = frozenset(inspect.signature(type(self._base).forward).parameters)
         self._use_fused: bool | None = None if self.args.device.type == "cuda" else False
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            sampler: torch.utils.data.Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return sampler
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedEpochs(lengths, size, seed=self.args.seed)
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -140,12 +161,13 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         """Mean NLL over the completion tokens. Raises TrainingError at once where it is not finite."""
         if "position_ids" not in self._accepted:
             inputs = {name: value for name, value in inputs.items() if name != "position_ids"}
-        if self._use_fused is None:
+        n_shared = self._count_shared(inputs)
+        if self._use_fused is None and not n_shared:
             self._use_fused = self._fused_head_agrees(model, inputs)
-        if self._use_fused:
+        if self._use_fused and not n_shared:
             loss: torch.Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         else:
-            total, n_tokens = self._own_nll(model, inputs)
+            total, n_tokens = self._own_nll(model, inputs, n_shared)
             scale = n_tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
             loss = total / scale.clamp(min=1)
         # Our check in the place of transformers' NaN filter, which would put the mean of earlier losses there.
@@ -157,14 +179,18 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
             )
         return loss
 
-    def _own_nll(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _own_nll(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], n_shared: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed NLL of the labelled tokens through the model's own head, and their number."""
         labels = inputs["labels"]
         has_loss = labels != IGNORED
-        first = int(has_loss.any(dim=0).to(torch.uint8).argmax())
+        first = _first_label(has_loss)
         n_keep = labels.shape[1] - first + 1  # the column before the first label predicts it
         arguments: dict[str, Any] = {name: value for name, value in inputs.items() if name != "labels"}
         arguments["use_cache"] = False
+        if n_shared:
+            arguments |= self._run_shared(model, inputs, n_shared)
         if "logits_to_keep" in self._accepted:
             arguments["logits_to_keep"] = n_keep
         logits = model(**arguments).logits[:, -n_keep:-1]
@@ -172,13 +198,34 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         total = cross_entropy(logits[kept].float(), labels[:, first:][kept], reduction="sum")
         return total, kept.sum()
 
+    def _run_shared(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], n_shared: int) -> dict[str, Any]:
+        """Run the first `n_shared` columns of one row; what the forward pass over the others of all rows takes."""
+        start = {name: inputs[name][:1, :n_shared] for name in ("input_ids", "attention_mask", "position_ids")}
+        keep = {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
+        out = model(**start, **keep, use_cache=True)
+        prefix = SharedPrefix(start["input_ids"][0].tolist(), out.past_key_values)
+        rest = {name: inputs[name][:, n_shared:] for name in ("input_ids", "position_ids")}
+        return {**rest, "past_key_values": prefix.expand(len(inputs["input_ids"])), "use_cache": True}
+
+    def _count_shared(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Leading columns in which all rows are equal, if running them once is worth a pass of its own, else 0."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        if not self.data_collator.start_first or len(ids) < 2 or not self.model.training:
+            return 0
+        equal = ((ids == ids[:1]) & (mask == 1)).all(dim=0)
+        n_equal = int(equal.to(torch.int64).cumprod(dim=0).sum())
+        # The column that predicts the first label belongs to the rows.
+        n_shared = min(n_equal, _first_label(inputs["labels"] != IGNORED) - 1)
+        saved = n_shared * (len(ids) - 1) / max(1, int(mask.sum()))
+        return n_shared if n_shared >= MIN_SHARED_PREFIX and saved >= MIN_SAVED_FRACTION else 0
+
     @torch.no_grad()
     def _fused_head_agrees(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> bool:
         was_training = model.training
         model.eval()
         try:
             with self.compute_loss_context_manager():
-                total, n_tokens = self._own_nll(model, inputs)
+                total, n_tokens = self._own_nll(model, inputs, 0)
                 fused = model(**inputs, fused_lm_head=True, use_cache=False)
         except (AttributeError, TypeError, NotImplementedError):
             return False
@@ -199,30 +246,58 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
 
 
 @dataclass
-class LeftPadCollator:
-    """Pads on the left; positions count real tokens only, so that padding changes no number."""
+class CompletionCollator:
+    """Pads in front, so that all rows end in the last column; with `start_first` behind what all rows start with.
+
+    Positions count real tokens only and the padding is masked, so it changes no number: `start | padding | rest` needs
+    full attention, as a sliding window counts columns.
+    """
 
     pad_token_id: int
+    start_first: bool
 
     def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         """Batch of shape (n, longest row)."""
         width = max(len(row["input_ids"]) for row in rows)
+        n_start = common_length([row["input_ids"] for row in rows]) if self.start_first else 0
         input_ids = torch.full((len(rows), width), self.pad_token_id)
         labels = torch.full((len(rows), width), IGNORED)
         attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
         position_ids = torch.zeros((len(rows), width), dtype=torch.long)
         for i, row in enumerate(rows):
-            start = width - len(row["input_ids"])
-            input_ids[i, start:] = torch.tensor(row["input_ids"])
-            labels[i, start:] = torch.tensor(row["labels"])
-            attention_mask[i, start:] = 1
-            position_ids[i, start:] = torch.arange(width - start)
+            n_tokens = len(row["input_ids"])
+            columns = torch.cat([torch.arange(n_start), torch.arange(width - n_tokens + n_start, width)])
+            input_ids[i, columns] = torch.tensor(row["input_ids"])
+            labels[i, columns] = torch.tensor(row["labels"])
+            attention_mask[i, columns] = 1
+            position_ids[i, columns] = torch.arange(n_tokens)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "labels": labels,
         }
+
+
+class LengthGroupedEpochs(torch.utils.data.Sampler[int]):
+    """Rows in an order that puts like lengths into one batch; a function of (seed, epoch), so a resumed run repeats it.
+
+    The transformers sampler of this kind draws from the global generator, which a resumed run finds in another state.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed, self._epoch = list(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before every epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + 1_000_003 * self._epoch)
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
 
 
 class _StepCallback(TrainerCallback):  # type: ignore[misc]
@@ -283,8 +358,7 @@ def _finish_step_on_interrupt(steps: _StepCallback) -> Iterator[None]:
 def _training_arguments(job: SftJob) -> SFTConfig:
     config = job.config
     known = {field.name for field in fields(SFTConfig)}
-    # The older name still works in newer versions, with a warning.
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    checkpointing = next(name for name in CHECKPOINTING if name in known)
     arguments = SFTConfig(
         output_dir=str(job.partial_dir),
         per_device_train_batch_size=config.per_device_train_batch_size,
@@ -296,6 +370,7 @@ def _training_arguments(job: SftJob) -> SFTConfig:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=config.optim,
+        train_sampling_strategy=config.train_sampling_strategy,
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps or -1,
         max_length=None,  # lengths are checked before; nothing is ever cut
@@ -344,6 +419,21 @@ def _peft_config(job: SftJob) -> LoraConfig | None:
         target_modules=modules if isinstance(modules, str) else list(modules),
         task_type="CAUSAL_LM",
     )
+
+
+def _first_label(has_loss: torch.Tensor) -> int:
+    """First column with a label, (n, columns)."""
+    return int(has_loss.any(dim=0).to(torch.uint8).argmax())
+
+
+def can_share_start(model: PreTrainedModel | PeftModel, arguments: SFTConfig) -> bool:
+    """Whether a start that is run once gives every row what it would get alone: full attention, and no dropout."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    drops = any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in model.modules())
+    drops = drops or (getattr(base.config, "attention_dropout", None) or 0.0) > 0
+    takes_both = {"position_ids", "past_key_values"} <= set(inspect.signature(type(base).forward).parameters)
+    checkpoints = next(getattr(arguments, name) for name in CHECKPOINTING if hasattr(arguments, name))
+    return takes_both and has_full_attention(base) and not drops and not checkpoints
 
 
 def _dataset(rows: Sequence[EncodedRow]) -> Dataset:

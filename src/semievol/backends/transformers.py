@@ -1,4 +1,4 @@
-"""Local generation with transformers: one base in memory, LoRA adapters switched on top, exact raw log-probabilities.
+"""Local generation with transformers: bases stay in memory, LoRA adapters switched on top, exact raw log-probabilities.
 
 Requests are taken in windows, grouped by model, sorted by length and cut into batches of `batch_tokens`, so the same
 requests in the same order make the same batches. A sample depends on its request's seed and its number alone.
@@ -93,8 +93,7 @@ class _Scored:
 class _LoadedBase:
     """A base in memory and the adapters that were put on it."""
 
-    def __init__(self, path: str, model: "PreTrainedModel", lm: CausalLm) -> None:
-        self.path = path
+    def __init__(self, model: "PreTrainedModel", lm: CausalLm) -> None:
         self.lm = lm
         self._model = model
         self._names: dict[str, str] = {}
@@ -138,7 +137,9 @@ class TransformersGenerator:
         self._usage = Usage()
         self._special_ids = special_ids(self._tokenizer)
         self._endings: dict[tuple[str, tuple[int, ...], tuple[str, ...]], tuple[int, ...]] = {}
-        self._loaded = self._open(model.path)
+        self._max_loaded = config.max_loaded_models
+        self._bases: dict[str, _LoadedBase] = {}
+        self._load(model.path)
 
     @property
     def usage(self) -> Usage:
@@ -276,7 +277,7 @@ class TransformersGenerator:
     ) -> Iterator[Answer]:
         """Put `items` through `work` in batches; a batch that does not fit into memory is halved, the budget too."""
         waiting = deque(sorted(items, key=length, reverse=True))
-        self._loaded.lm.forget_prefix()
+        self._load(model.base).lm.forget_prefix()
         while waiting:
             batch = self._take(waiting, cost)
             try:
@@ -290,6 +291,10 @@ class TransformersGenerator:
                 yield from answers
                 continue
             _free_memory()
+            if len(self._bases) > 1:
+                self._drop(next(iter(self._bases)))
+                waiting.extendleft(reversed(batch))
+                continue
             if len(batch) == 1:
                 yield fail(batch[0])
                 continue
@@ -304,27 +309,39 @@ class TransformersGenerator:
 
     @contextlib.contextmanager
     def _using(self, ref: ModelRef) -> Iterator[CausalLm]:
-        """The model of `ref`, its adapter on and every other off, on the clock. One base is open at a time."""
-        if ref.base != self._loaded.path:
-            self._close()
-            self._loaded = self._open(ref.base)
-        started, passes = time.perf_counter(), self._loaded.lm.forward_passes
-        with self._loaded.adapted(ref.adapter):
+        """The model of `ref`, its adapter on and every other off, on the clock."""
+        loaded = self._load(ref.base)
+        started, passes = time.perf_counter(), loaded.lm.forward_passes
+        with loaded.adapted(ref.adapter):
             try:
-                yield self._loaded.lm
+                yield loaded.lm
             finally:
                 self._usage = self._usage._replace(
-                    forward_passes=self._usage.forward_passes + self._loaded.lm.forward_passes - passes,
+                    forward_passes=self._usage.forward_passes + loaded.lm.forward_passes - passes,
                     model_seconds=self._usage.model_seconds + time.perf_counter() - started,
                 )
+
+    def _load(self, base: str) -> "_LoadedBase":
+        """The base, opened if it is not; the one that was used longest ago makes room."""
+        loaded = self._bases.pop(base, None)
+        if loaded is None:
+            while len(self._bases) >= self._max_loaded:
+                self._drop(next(iter(self._bases)))
+            loaded = self._open(base)
+        self._bases[base] = loaded  # last: used just now
+        return loaded
+
+    def _drop(self, base: str) -> None:
+        del self._bases[base]
+        _free_memory()
 
     def _open(self, base: str) -> "_LoadedBase":
         opened = open_model(self._config, ModelRef(base))
         lm = CausalLm(opened, pad_id=self._tokenizer.pad_token_id, stop_ids=stop_ids(self._tokenizer, opened))
-        return _LoadedBase(base, opened, lm)
+        return _LoadedBase(opened, lm)
 
     def _close(self) -> None:
-        del self._loaded
+        self._bases.clear()
         _free_memory()
 
     def _count(self, *, prompt_tokens: int, completion_tokens: int) -> None:
