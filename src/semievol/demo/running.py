@@ -67,10 +67,18 @@ def demo_config(data: DemoData, path: Path, *, seed: int) -> dict[str, Any]:
         "data": {split: str(path / "input" / f"{split}.csv") for split in ("labeled", "unlabeled", "test")},
         "model": {"path": "pocket"},
         "embedder": {"type": "sentence_transformers", "model": "minilm"},
+        "retrieve": {"k": 2},  # prompt tokens are most of the demo's work
+        "propagate": {
+            "configurations": [
+                {"model": "warm", "k": 0},
+                {"model": "warm", "k": 1},
+                {"model": "warm", "k": 2},
+                {"model": "base", "k": 2},
+            ]
+        },
         "trainer": {
             "type": "trl",
             "method": "full",  # of 22M parameters: LoRA saves nothing here and learns 100 rows less well
-            "freeze_embeddings": True,  # as in the training of the Pocket LM
             "learning_rate": 3e-4,
             "num_train_epochs": 8,
             "lr_scheduler_type": "linear",
