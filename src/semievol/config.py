@@ -124,8 +124,10 @@ class DataConfig(Section):
     split: SplitConfig = SplitConfig()
     max_bad_fraction: float = Field(0.0, ge=0, le=1)
     """Share of unusable rows that a run puts up with; the others land in data/rejected.jsonl with their reason."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of splits and draws, so that runs of several seeds can share their rows. None: the run's seed."""
     max_rows: int | None = Field(None, gt=0)
-    """At most this many rows of each file, drawn with the run's seed. None: all."""
+    """At most this many rows of each file, drawn by seed. None: all."""
     max_labeled: int | None = Field(None, gt=0)
     max_unlabeled: int | None = Field(None, gt=0)
     max_test: int | None = Field(None, gt=0)
@@ -367,6 +369,20 @@ class EvaluateConfig(Section):
     """Draws of the paired bootstrap."""
 
 
+class MeasureConfig(Section):
+    """How the arms of a comparison are measured on the test rows: one model each. `semievol run` does not use it."""
+
+    model: Literal["base", "adapted", "warm", "control", "evolved", "distilled"] = "evolved"
+    """The model that answers; it has to be among those that the arm trains."""
+    k: int = Field(0, ge=0)
+    """Nearest labelled rows shown with each test row (few-shot inference), found by the `embedder`; 0: none."""
+    n_samples: int = Field(1, ge=1)
+    """Above 1: the majority of so many sampled answers (self-consistency), ties to the one sampled first.
+    1: exact scores or greedy completions, as `evaluate.answer_with` says."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the samples; without effect where `n_samples` is 1."""
+
+
 class ReportConfig(Section):
     """What the report shows."""
 
@@ -399,7 +415,13 @@ class RunConfig(Section):
     evolve: EvolveConfig = EvolveConfig()
     control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    measure: MeasureConfig = MeasureConfig()
     report: ReportConfig = ReportConfig()
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of splits and draws."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     @model_validator(mode="before")
     @classmethod

@@ -100,7 +100,7 @@ def _run_steps(
     fingerprints: dict[str, str] = {}
     for i, step in enumerate(steps):
         ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round)
-        done = [s for s in steps[:i] if set(s.stage.writes) & set(step.stage.reads)]
+        done = [s for s in steps[:i] if set(s.stage.writes) & set(step.stage.reads_of(config))]
         fingerprint = _fingerprint(ctx, [fingerprints[s.name] for s in done])
         fingerprints[step.name] = fingerprint
         entry = run_dir.manifest().get(step.name)

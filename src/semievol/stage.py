@@ -8,7 +8,7 @@ the unlabelled rows are out of reach for every stage that does not name them.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -139,6 +139,13 @@ class Stage:
     run: Callable[["StageContext"], StageStats]
     fingerprint_extra: Callable[["StageContext"], Any] | None = None
     """What else the result depends on, such as the bytes of input files."""
+    unused: Callable[[RunConfig], Collection[str]] | None = None
+    """Those of `reads` that a run of this config does not open. None: it opens all of them."""
+
+    def reads_of(self, config: RunConfig) -> tuple[str, ...]:
+        """Artifacts that a run of `config` opens: the stages that write them have to come before."""
+        unused = () if self.unused is None else self.unused(config)
+        return tuple(name for name in self.reads if name not in unused)
 
 
 @dataclass
@@ -160,12 +167,12 @@ class StageContext:
 
     def read(self, name: str, kind: type[Record], *, round: int | None = None) -> Iterator[Record]:
         """Stream an artifact that the stage declares. Raises ArtifactError for any other."""
-        self._check(name, self.stage.reads)
+        self._check(name, self.stage.reads_of(self.config))
         return self.run_dir.read_records(self.artifact(name, round=round), kind)
 
     def read_json(self, name: str, *, round: int | None = None) -> Any:
         """Read a JSON artifact that the stage declares."""
-        self._check(name, self.stage.reads)
+        self._check(name, self.stage.reads_of(self.config))
         return self.run_dir.read_json(self.artifact(name, round=round))
 
     def write(self, name: str, records: Iterable[object], kind: type) -> int:

@@ -8,12 +8,10 @@ Every difference is paired over rows. The reference is the control with as many 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any, NamedTuple
 
-from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily
 from semievol.answers import default_metric, score_answer
 from semievol.artifacts import SEALED_GOLD
 from semievol.audit import (
@@ -27,8 +25,7 @@ from semievol.audit import (
     precision_curve,
     row_fates,
 )
-from semievol.config import TaskConfig
-from semievol.errors import DataError
+from semievol.scoring import predict_rows
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import AuditedRow, Dropped, Example, Gold, ModelRef, Prediction, PseudoLabel
 
@@ -42,28 +39,6 @@ def models_to_measure(ctx: StageContext) -> dict[str, ModelRef]:
         models["sft_matched"] = ctx.read_model("control/model")
     models["semievol"] = ctx.read_model("evolve/model", round=ctx.config.rounds)
     return models
-
-
-def predict(ctx: StageContext, model: ModelRef, name: str, rows: list[Example]) -> Iterator[Prediction]:
-    """Answer and score the rows, in order. Targets are used for the score alone."""
-    config, prompts = ctx.config, ctx.prompts()
-    targets = {e.id: e.target for e in rows}
-    asked = [replace(e, target=None) for e in rows]
-    text = f"test rows, {name}"
-    if answers_exactly(config, config.evaluate.answer_with, ctx.backends.generator.exact_choice_scores):
-        predictions = predict_exactly(asked, prompts, model, partial(ctx.score_choices, total=len(rows), text=text))
-    else:
-        generate = partial(ctx.generate, total=len(rows), text=text)
-        n_tokens = max_tokens(config, config.evaluate.max_tokens)
-        predictions = predict_greedily(asked, prompts, model, generate, max_tokens=n_tokens)
-    return (score_prediction(p, targets[p.example_id], e, config.task) for p, e in zip(predictions, rows, strict=True))
-
-
-def score_prediction(prediction: Prediction, target: str | None, example: Example, task: TaskConfig) -> Prediction:
-    """Put the target and the score beside an answer. Raises DataError if the row has no target."""
-    if target is None:
-        raise DataError(f"evaluate: test row {prediction.example_id} has no target")
-    return replace(prediction, target=target, score=score_answer(prediction.answer, target, example, task))
 
 
 class Audit(NamedTuple):
@@ -111,7 +86,7 @@ def measure_models(ctx: StageContext, rows: list[Example], metric: str) -> dict[
     n_bootstrap, seed = ctx.config.evaluate.n_bootstrap, ctx.config.seed
     found: dict[str, list[Prediction]] = {}
     for name, model in models_to_measure(ctx).items():
-        found[name] = list(predict(ctx, model, name, rows))
+        found[name] = list(predict_rows(ctx, model, rows, text=f"test rows, {name}"))
         ctx.write(f"evaluate/predictions_{name}", found[name], Prediction)
     pairs = [(a, b) for a, b in COMPARED if a in found and b in found]
     return {

@@ -9,13 +9,13 @@ alone; for closed answer sets it comes from the exact distribution, over the tok
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from semievol.answering import best_answer, choice_request, max_tokens
-from semievol.answers import closed_set, normal_form, parse_answer
+from semievol.answering import Vote, best_answer, choice_request, count_votes, max_tokens, share_behind
+from semievol.answers import closed_set, parse_answer
 from semievol.config import JustifyConfig
 from semievol.pools import UNLABELED_READS, unlabeled_pool
 from semievol.prompts import PromptBuilder
@@ -31,36 +31,6 @@ from semievol.types import (
     Request,
     Sampling,
 )
-
-
-class Vote(NamedTuple):
-    """What the configurations agree on."""
-
-    answer: str | None
-    """The most frequent parsed answer; ties go to the earlier configuration; None if none could be parsed."""
-    agreement: float
-    """Share of all configurations behind `answer`, in [0, 1]."""
-
-    @property
-    def is_consensus(self) -> bool:
-        """Whether every configuration gave this answer."""
-        return self.answer is not None and self.agreement == 1.0
-
-
-def count_votes(answers: Sequence[str | None], prompts: PromptBuilder) -> Vote:
-    """Find the answer with the most votes."""
-    forms = [None if a is None else normal_form(a, prompts.task) for a in answers]
-    parsed = [form for form in forms if form is not None]
-    if not parsed:
-        return Vote(None, 0.0)
-    winner, n = Counter(parsed).most_common(1)[0]  # equal counts: the one seen first
-    return Vote(answers[forms.index(winner)], n / len(answers))
-
-
-def share_behind(answer: str, answers: Sequence[str | None], prompts: PromptBuilder) -> float:
-    """Share of the configurations that gave `answer`."""
-    form = normal_form(answer, prompts.task)
-    return sum(a is not None and normal_form(a, prompts.task) == form for a in answers) / len(answers)
 
 
 def needs_justification(vote: Vote, config: JustifyConfig) -> bool:

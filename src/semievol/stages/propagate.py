@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from semievol.answering import best_answer, choice_request, max_tokens
 from semievol.answers import closed_set, parse_answer
-from semievol.backends.base import Tokens
 from semievol.config import ConfigurationConfig, PropagateConfig
+from semievol.demonstrations import fit_demonstrations
 from semievol.pools import LABELED_READS, count_unlabeled, labeled_pool, unlabeled_pool
 from semievol.prompts import PromptBuilder
 from semievol.stage import Stage, StageContext, StageStats
@@ -54,17 +54,6 @@ def draw_configurations(config: PropagateConfig, k: int, seed: int) -> tuple[Con
     return tuple(
         generator.sample(pool, config.draw) if config.draw <= len(pool) else generator.choices(pool, k=config.draw)
     )
-
-
-def fit_demonstrations(
-    example: Example, demonstrations: Sequence[Example], prompts: PromptBuilder, tokens: Tokens, *, limit: int
-) -> tuple[tuple[Message, ...], int]:
-    """The prompt with as many of the nearest demonstrations as fit into `limit` tokens, and how many were left out."""
-    for n in range(len(demonstrations), 0, -1):
-        messages = prompts.answer(example, demonstrations[:n])
-        if tokens.count_prompt(messages) <= limit:
-            return messages, len(demonstrations) - n
-    return prompts.answer(example), len(demonstrations)
 
 
 def combine_samples(
