@@ -315,8 +315,11 @@ class PropagateConfig(Section):
 
 
 class JustifyConfig(Section):
-    """Self-justification: the warm model sees the question and all answers and gives the final one."""
+    """Self-justification: a model sees the question and all answers, gives the final one and says how sure it is."""
 
+    model: Literal["warm", "base"] = "warm"
+    """Model that justifies and whose confidence in the final answers is taken (paper and released code: warm).
+    base, with configurations of the base alone, needs no warm-up (ablation of in-weight propagation)."""
     when: Literal["disagree", "always", "never"] = "disagree"
     """disagree: rows without consensus (the paper's stress and the released code); always: the paper's equation;
     never: majority of the answers, ties to the earlier configuration."""

@@ -1,12 +1,13 @@
 """Evolution: fine-tune afresh on the labelled rows and the selected pseudo-labels.
 
-Reads   data/labeled, data/unlabeled, select/kept, warmup/model
+Reads   data/labeled, data/unlabeled, select/kept, with `evolve.init: warm` warmup/model
 Writes  evolve/model, evolve/training
 
 The paper starts from M_base and trains on both (arXiv:2410.14745, Eq. 9); the released code goes on from the warm-up
 adapter with the pseudo-labels alone. `evolve.init` and `evolve.train_on` choose.
 """
 
+from semievol.config import RunConfig
 from semievol.pools import kept_labels, pseudo_labeled
 from semievol.sft import build_sft_rows, fit_stage, stage_trainer_config
 from semievol.stage import Stage, StageContext, StageStats
@@ -26,10 +27,16 @@ def run(ctx: StageContext) -> StageStats:
     return fit_stage(ctx, model, build_sft_rows(training_examples(ctx), ctx.prompts()), config)
 
 
+def unused_models(config: RunConfig) -> tuple[str, ...]:
+    """Trained models that training does not start from."""
+    return () if config.evolve.init == "warm" else ("warmup/model", "evolve/model")
+
+
 STAGE = Stage(
     "evolve",
     reads=("data/labeled", "data/unlabeled", "data/task", "select/kept", "warmup/model", "evolve/model"),
     writes=("evolve/model", "evolve/training"),
     sections=("task", "model", "trainer", "evolve", "seed"),
     run=run,
+    unused=unused_models,
 )

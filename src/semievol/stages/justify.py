@@ -1,6 +1,7 @@
 """Self-justification: the warm model settles disagreements, and says how sure it is of every final answer.
 
-Reads   data/unlabeled, propagate/candidates, warmup/model (or the model of the round before)
+Reads   data/unlabeled, propagate/candidates, warmup/model (or the model of the round before; neither with
+        `justify.model: base`)
 Writes  justify/pseudo_labels, justify/dropped
 
 Consensus is the same parsed answer from all configurations; an unparsable answer agrees with nothing. The confidence is
@@ -16,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from semievol.answering import Vote, best_answer, choice_request, count_votes, max_tokens, share_behind
 from semievol.answers import closed_set, parse_answer
-from semievol.config import JustifyConfig
+from semievol.config import JustifyConfig, RunConfig
 from semievol.pools import UNLABELED_READS, unlabeled_pool
 from semievol.prompts import PromptBuilder
 from semievol.stage import WINDOW, Stage, StageContext, StageStats
@@ -138,7 +139,8 @@ def measure_confidence(
 
 def run(ctx: StageContext) -> StageStats:
     """Settle, measure, write; block by block, so that memory does not grow with U."""
-    prompts, model = ctx.prompts(), ctx.warm_model()
+    prompts = ctx.prompts()
+    model = ctx.warm_model() if ctx.config.justify.model == "warm" else ctx.base_model
     dropped: list[Dropped] = []
     stats: Counter[str] = Counter()
 
@@ -160,10 +162,16 @@ def run(ctx: StageContext) -> StageStats:
     return {"n_rows": n, "n_dropped": len(dropped), "n_consensus": 0, "n_justified": 0, **stats}
 
 
+def unused_models(config: RunConfig) -> tuple[str, ...]:
+    """Trained models that are not asked."""
+    return () if config.justify.model == "warm" else ("warmup/model", "evolve/model")
+
+
 STAGE = Stage(
     "justify",
     reads=(*UNLABELED_READS, "propagate/candidates", "warmup/model", "evolve/model", "data/task"),
     writes=("justify/pseudo_labels", "justify/dropped"),
     sections=("task", "model", "generator", "justify", "seed"),
     run=run,
+    unused=unused_models,
 )
