@@ -30,8 +30,10 @@ SEALED_GOLD = "data/sealed_gold"
 class RunDir:
     """The folder of one run. `path` is made when something is first written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, rows: Path | None = None) -> None:
+        """`rows` is the file of the row store, which runs may share; None: one of its own, in the folder."""
         self.path = path
+        self._rows = path / ROWS if rows is None else rows
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -140,9 +142,9 @@ class RunDir:
 
     def rows(self) -> "RowStore":
         """Open the row store."""
-        with _clear_disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            return RowStore(self.path / ROWS)
+        with _clear_disk_errors(self._rows):
+            self._rows.parent.mkdir(parents=True, exist_ok=True)
+            return RowStore(self._rows)
 
 
 class RowStore:

@@ -135,7 +135,7 @@ class Stage:
     """Artifacts it may open, as `stage/artifact`."""
     writes: tuple[str, ...]
     sections: tuple[str, ...]
-    """Config sections (or top-level keys) that its result depends on; a change of them runs it again."""
+    """Config sections, or dotted keys, that its result depends on; a change of them runs it again."""
     run: Callable[["StageContext"], StageStats]
     fingerprint_extra: Callable[["StageContext"], Any] | None = None
     """What else the result depends on, such as the bytes of input files."""
@@ -158,6 +158,8 @@ class StageContext:
     backends: Backends
     reporter: Reporter
     round: int = 1
+    reused: Usage = field(default_factory=Usage)
+    """What the answers that the row store already had cost when they were made."""
     _model_keys: dict[ModelRef, str] = field(default_factory=dict)
 
     def artifact(self, name: str, *, round: int | None = None) -> str:
@@ -269,6 +271,9 @@ class StageContext:
             while window := list(islice(pending, WINDOW)):
                 keys = [content_hash(self.model_key(r.model), content(r)) for r in window]
                 done = {k: adapter.validate_json(v) for k, v in store.get(keys).items()}
+                for answer in done.values():
+                    n_written = answer.n_completion_tokens if isinstance(answer, Result) else 0
+                    self.reused = _add(self.reused, Usage(answer.n_prompt_tokens, n_written, 1))
                 missing = {k: r for k, r in zip(keys, window, strict=True) if k not in done}
                 advance(len(window) - len(missing))
                 done |= self._compute(missing, compute, advance, store, adapter)

@@ -35,10 +35,10 @@ def load(ctx: StageContext) -> LoadedData:
 
 
 def input_files(ctx: StageContext) -> list[Any]:
-    """Name and content hash of every local input file; other sources by name."""
+    """The seed of the draws; name and content hash of every local input file; other sources by name."""
     data = ctx.config.data
     sources = [s for s in (data.path, data.labeled, data.unlabeled, data.test) if s is not None]
-    return [[s, file_hash(Path(s)) if Path(s).is_file() else None] for s in sources]
+    return [ctx.config.data_seed, *([s, file_hash(Path(s)) if Path(s).is_file() else None] for s in sources)]
 
 
 def run(ctx: StageContext) -> StageStats:
@@ -81,7 +81,7 @@ STAGE = Stage(
         "data/task",
         "data/counts",
     ),
-    sections=("task", "data", "model", "propagate", "seed"),
+    sections=("task", "data", "model", "propagate.max_tokens"),
     run=run,
     fingerprint_extra=input_files,
 )
