@@ -339,6 +339,12 @@ class SelectConfig(Section):
     apply_to: Literal["all", "justified"] = "all"
     """all: the threshold is over U (paper, Eq. 7); justified: consensus rows are all kept, the threshold is over
     the rest (released)."""
+    min_confidence: float | None = Field(None, gt=0, lt=1)
+    """Rows whose answer has a smaller exact probability are dropped, consensus rows too, before the threshold is taken
+    over those that are left (with `keep_fraction: 1` this alone decides). Closed answer sets only. None: no minimum."""
+    min_agreement: float | None = Field(None, gt=0, le=1)
+    """Rows whose final answer is that of a smaller share of the candidates are dropped in the same way. None: no
+    minimum."""
     prompt: Literal["plain", "justify"] = "plain"
     """Prompt under which the confidence is taken: the question alone (paper) or the justification prompt (released)."""
 
@@ -456,6 +462,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"select.signal: {self.select.signal} needs a closed answer set, but task.type is {self.task.type}"
             )
+        if self.select.min_confidence is not None and self.task.type not in ("choice", "label"):
+            raise ValueError(f"select.min_confidence needs a closed answer set, but task.type is {self.task.type}")
         ranked_unjustified = self.select.apply_to == "all" and self.justify.when != "always"
         if self.select.prompt == "justify" and (self.justify.when == "never" or ranked_unjustified):
             raise ValueError(

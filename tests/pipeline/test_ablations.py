@@ -2,7 +2,7 @@
 
 import pytest
 
-from semievol.errors import ArtifactError
+from semievol.errors import ArtifactError, DataError
 from semievol.pipeline import STAGES, run
 from semievol.stages import control, evolve, justify, propagate
 from semievol.types import PseudoLabel
@@ -64,3 +64,15 @@ def test_control_of_several_rounds_starts_from_the_warmup(make_config):
     assert trained["control"] == trained["round-1/evolve"] + trained["round-2/evolve"]
     adapter = run_dir.path / "control/adapter/fake_adapter.json"
     assert "warmup" in adapter.read_text(encoding="utf-8")
+
+
+def test_evolve_trains_on_the_labelled_rows_alone_where_nothing_is_kept(make_config):
+    run_dir = run(make_config(select={"min_confidence": 0.999}))
+    assert run_dir.read_json("round-1/evolve/training")["n_rows"] == 24
+    assert run_dir.read_json("results")["pseudo_labels"][0]["n_kept"] == 0
+
+
+def test_evolve_without_any_row_says_what_to_change(make_config):
+    config = make_config(select={"min_confidence": 0.999}, evolve={"train_on": "selected"})
+    with pytest.raises(DataError, match=r"no pseudo-label was kept.*lower select.min_confidence"):
+        run(config)

@@ -8,6 +8,7 @@ adapter with the pseudo-labels alone. `evolve.init` and `evolve.train_on` choose
 """
 
 from semievol.config import RunConfig
+from semievol.errors import DataError
 from semievol.pools import kept_labels, pseudo_labeled
 from semievol.sft import build_sft_rows, fit_stage, stage_trainer_config
 from semievol.stage import Stage, StageContext, StageStats
@@ -15,9 +16,19 @@ from semievol.types import Example
 
 
 def training_examples(ctx: StageContext) -> list[Example]:
-    """L (where the config asks for it) and everything kept up to and with this round."""
+    """L (where the config asks for it) and everything kept up to and with this round; L alone where nothing was.
+
+    Raises:
+        DataError: If neither gives a row.
+    """
     labeled = list(ctx.read("data/labeled", Example)) if ctx.config.evolve.train_on == "labeled+selected" else []
-    return [*labeled, *pseudo_labeled(ctx, kept_labels(ctx, before_round=ctx.round + 1))]
+    examples = [*labeled, *pseudo_labeled(ctx, kept_labels(ctx, before_round=ctx.round + 1))]
+    if not examples:
+        raise DataError(
+            "evolve: no pseudo-label was kept, and evolve.train_on: selected leaves the labelled rows out; "
+            "lower select.min_confidence or select.min_agreement, or set evolve.train_on: labeled+selected"
+        )
+    return examples
 
 
 def run(ctx: StageContext) -> StageStats:
