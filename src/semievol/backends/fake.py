@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
@@ -126,7 +127,7 @@ class FakeGenerator:
         others = [i for i in range(len(request.completions)) if i not in right]
         noise = _uniform("noise", question, 0, 0)
         top = right[0] if knows or not others else others[int(noise * len(others))]
-        sure = (0.7 if knows else 0.4) + 0.25 * _uniform("sure", question, request.model.adapter)
+        sure = (0.7 if knows else 0.4) + 0.25 * _uniform("sure", question, _adapter_identity(request.model.adapter))
         weights = [0.1 + _uniform("weight", question, c) for c in request.completions]
         rest = math.fsum(w for i, w in enumerate(weights) if i != top) or 1.0
         inside = 0.98
@@ -210,7 +211,7 @@ class FakeTrainer:
         partial.mkdir(parents=True)
         seen = {
             "base": model.base,
-            "init": model.adapter,
+            "init": _adapter_identity(model.adapter),
             "seed": seed,
             "steps": n_steps,
             "rows": {r.id: r.completion for r in train},
@@ -261,6 +262,19 @@ def _options(question: str) -> list[str]:
 
 def _pick(options: Sequence[str], uniform: float) -> str:
     return options[int(uniform * len(options))]
+
+
+def _adapter_identity(adapter: str | None) -> str | None:
+    """Hash of what an adapter holds, so that it is the same wherever its folder lies; its name if there is none."""
+    if adapter is None:
+        return None
+    file = Path(adapter) / ADAPTER_FILE
+    return _file_digest(file, file.stat().st_mtime_ns) if file.is_file() else adapter
+
+
+@lru_cache(maxsize=64)
+def _file_digest(file: Path, modified: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _hash(*parts: object) -> int:
