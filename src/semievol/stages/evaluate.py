@@ -9,25 +9,15 @@ Every difference is paired over rows. The reference is the control with as many 
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
-from semievol.answers import default_metric, score_answer
-from semievol.artifacts import SEALED_GOLD
-from semievol.audit import (
-    MODELS,
-    Fate,
-    audit_pseudo_labels,
-    compare,
-    measure,
-    measure_calibration,
-    measure_groups,
-    precision_curve,
-    row_fates,
-)
+from semievol.answers import default_metric
+from semievol.audit import MODELS, Fate, compare, measure, measure_calibration, measure_groups
+from semievol.auditing import AUDIT_READS, audit_rounds
 from semievol.scoring import predict_rows
 from semievol.stage import Stage, StageContext, StageStats
-from semievol.types import AuditedRow, Dropped, Example, Gold, ModelRef, Prediction, PseudoLabel
+from semievol.types import AuditedRow, Example, ModelRef, Prediction
 
 COMPARED = (("semievol", "sft_matched"), ("semievol", "sft"), ("semievol", "base"), ("sft", "base"))
 
@@ -39,46 +29,6 @@ def models_to_measure(ctx: StageContext) -> dict[str, ModelRef]:
         models["sft_matched"] = ctx.read_model("control/model")
     models["semievol"] = ctx.read_model("evolve/model", round=ctx.config.rounds)
     return models
-
-
-class Audit(NamedTuple):
-    """What the sealed targets and the kept and dropped rows say."""
-
-    entries: list[dict[str, Any]]
-    """Quality of the pseudo-labels, one entry a round."""
-    curves: list[dict[str, Any]]
-    """Precision against coverage, one curve a round."""
-    fates: list[Fate]
-    """The end of every unlabelled row."""
-    rows: list[AuditedRow]
-    """Rows whose target was there, in the order of U."""
-
-
-def audit_rounds(ctx: StageContext) -> Audit:
-    """Open the sealed targets and hold the pseudo-labels against them."""
-    gold = {g.example_id: g.target for g in ctx.read(SEALED_GOLD, Gold)}
-    examples = {e.id: e for e in ctx.read("data/unlabeled", Example)}
-    entries, curves = [], []
-    kept: dict[str, int] = {}
-    dropped: list[Dropped] = []
-    is_right: dict[str, bool] = {}
-    for number in range(1, ctx.config.rounds + 1):
-        labels = list(ctx.read("justify/pseudo_labels", PseudoLabel, round=number))
-        kept_here = {x.example_id for x in ctx.read("select/kept", PseudoLabel, round=number)}
-        correct = {
-            x.example_id: score_answer(x.answer, gold[x.example_id], examples[x.example_id], ctx.config.task) == 1.0
-            for x in labels
-            if x.example_id in gold
-        }
-        is_right |= correct
-        entries.append(audit_pseudo_labels(labels, kept_here, correct, round=number))
-        entries[-1]["threshold"] = ctx.read_json("select/threshold", round=number)
-        curves.append({"round": number, "points": precision_curve(labels, correct)})
-        kept |= dict.fromkeys(kept_here, number)
-        for artifact in ("propagate/failed", "justify/dropped", "select/dropped"):
-            dropped += [replace(d, round=number) for d in ctx.read(artifact, Dropped, round=number)]
-    rows = [AuditedRow(i, gold[i], is_right.get(i)) for i in examples if i in gold]
-    return Audit(entries, curves, row_fates(examples, kept, dropped), rows)
 
 
 def measure_models(ctx: StageContext, rows: list[Example], metric: str) -> dict[str, Any]:
@@ -127,19 +77,12 @@ STAGE = Stage(
     "evaluate",
     reads=(
         "data/test",
-        "data/unlabeled",
         "data/task",
         "data/counts",
-        SEALED_GOLD,
+        *AUDIT_READS,
         "warmup/model",
         "control/model",
         "evolve/model",
-        "propagate/failed",
-        "justify/pseudo_labels",
-        "justify/dropped",
-        "select/kept",
-        "select/dropped",
-        "select/threshold",
     ),
     writes=(
         *(f"evaluate/predictions_{name}" for name in MODELS),
