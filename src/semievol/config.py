@@ -275,6 +275,18 @@ class WarmupConfig(Section):
     max_steps: int | None = Field(None, gt=0)
 
 
+class AdaptConfig(Section):
+    """Task-adaptive pretraining (arXiv:2004.10964): language modelling of the questions of L and U before the warm-up.
+
+    The warm-up then goes on from there. None takes the trainer's value.
+    """
+
+    enabled: bool = False
+    learning_rate: float | None = Field(None, gt=0)
+    num_train_epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, gt=0)
+
+
 class RetrieveConfig(Section):
     """In-context propagation: which labelled rows are shown with a row."""
 
@@ -416,6 +428,7 @@ class RunConfig(Section):
     generator: GeneratorConfig = TransformersGeneratorConfig()
     trainer: TrainerConfig = TrlTrainerConfig()
     embedder: EmbedderConfig = Bm25EmbedderConfig()
+    adapt: AdaptConfig = AdaptConfig()
     warmup: WarmupConfig = WarmupConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     propagate: PropagateConfig = PropagateConfig()

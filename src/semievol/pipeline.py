@@ -2,6 +2,7 @@
 
     data -> warmup -> [retrieve -> propagate -> justify -> select -> evolve] x rounds -> control -> evaluate -> report
 
+With `adapt.enabled` adapt comes before warmup.
 A step is skipped when the manifest holds its fingerprint: a hash of the code version, of the config sections it depends
 on and of the fingerprints of the steps whose artifacts it reads.
 """
@@ -19,10 +20,11 @@ from semievol.config import RunConfig
 from semievol.errors import ConfigError, SemiEvolError
 from semievol.sharing import SharedSteps
 from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
-from semievol.stages import control, data, evaluate, evolve, justify, propagate, report, retrieve, select, warmup
+from semievol.stages import adapt, control, data, evaluate, evolve, justify, propagate, report, retrieve, select, warmup
 
 STAGES: tuple[Stage, ...] = (
     data.STAGE,
+    adapt.STAGE,
     warmup.STAGE,
     retrieve.STAGE,
     propagate.STAGE,
@@ -49,10 +51,11 @@ class Step(NamedTuple):
 
 def plan_steps(config: RunConfig) -> list[Step]:
     """All steps of a run, in order."""
-    before = [Step(s, 1) for s in STAGES[:2]]
+    before = [Step(s, 1) for s in STAGES if s.name in ("data", "adapt", "warmup")]
     repeated = [Step(s, r) for r in range(1, config.rounds + 1) for s in STAGES if s.name in ROUND_STAGES]
     after = [Step(s, config.rounds) for s in STAGES if s.name in ("control", "evaluate", "report")]
-    return [s for s in (*before, *repeated, *after) if s.stage.name != "control" or config.control.enabled]
+    left_out = {name for name, section in (("adapt", config.adapt), ("control", config.control)) if not section.enabled}
+    return [s for s in (*before, *repeated, *after) if s.stage.name not in left_out]
 
 
 def run(

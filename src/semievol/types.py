@@ -257,11 +257,21 @@ class AuditedRow:
 
 @dataclass(frozen=True, slots=True)
 class SftRow:
-    """One training example: the prompt as chat turns and the completion that carries the loss."""
+    """One training example: the prompt as chat turns and the completion that carries the loss.
+
+    Without messages it is raw text: the loss is on all tokens of the completion and on the end-of-text token behind it.
+    """
 
     id: str
     messages: tuple[Message, ...]
     completion: str
+    weight: float = 1.0
+    """Factor of the loss of this row's tokens, above 0. The rows (x, c) of all answers c to one prompt x, weighted by
+    p_c, add up to the soft cross-entropy sum_c p_c * -log P(c | x)."""
+
+    def __post_init__(self) -> None:
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise DataError(f"training row {self.id}: weight {self.weight} has to be a number above 0")
 
 
 @dataclass(frozen=True, slots=True)

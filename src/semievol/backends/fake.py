@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -209,13 +210,15 @@ class FakeTrainer:
         partial = output_dir.with_name(output_dir.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        seen = {
+        seen: dict[str, Any] = {
             "base": model.base,
             "init": _adapter_identity(model.adapter),
             "seed": seed,
             "steps": n_steps,
             "rows": {r.id: r.completion for r in train},
         }
+        if weights := {r.id: r.weight for r in train if r.weight != 1.0}:
+            seen["weights"] = weights
         (partial / ADAPTER_FILE).write_text(json.dumps(seen, indent=1, sort_keys=True), encoding="utf-8")
         shutil.rmtree(output_dir, ignore_errors=True)
         partial.replace(output_dir)
@@ -229,7 +232,7 @@ class FakeTrainer:
             n_rows=len(train),
             n_tokens=sum(len(r.completion.split()) for r in train),
             losses=tuple((step, round(2 / (1 + step), 6)) for step in range(1, n_steps + 1)),
-            rendered_example=f"{_render(train[0].messages)}⟦{train[0].completion}⟧",
+            rendered_example=f"{_render(train[0].messages) if train[0].messages else ''}⟦{train[0].completion}⟧",
         )
 
     def count_steps(self, n_rows: int, config: TrainerConfig) -> int:

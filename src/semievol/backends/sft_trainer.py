@@ -30,7 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from semievol.backends.base import Progress
-from semievol.backends.sft_rows import EncodedRow
+from semievol.backends.sft_rows import EncodedRow, mean_weight
 from semievol.config import TrlTrainerConfig
 from semievol.errors import ConfigError, TrainingError
 
@@ -118,7 +118,10 @@ def train_job(job: SftJob) -> SftOutcome:
 
 
 class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no types
-    """SFTTrainer whose loss is the mean NLL of the completion tokens of the whole accumulated batch."""
+    """SFTTrainer whose loss is the mean NLL of the completion tokens of the whole accumulated batch.
+
+    Where rows carry weights, each token's NLL is multiplied by the weight of its row over the mean weight of the set.
+    """
 
     loss_is_scaled_for_ga = True
 
@@ -138,14 +141,16 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Mean NLL over the completion tokens. Raises TrainingError at once where it is not finite."""
+        weights = inputs.get("weights")
+        inputs = {name: value for name, value in inputs.items() if name != "weights"}
         if "position_ids" not in self._accepted:
             inputs = {name: value for name, value in inputs.items() if name != "position_ids"}
-        if self._use_fused is None:
+        if self._use_fused is None and weights is None:
             self._use_fused = self._fused_head_agrees(model, inputs)
-        if self._use_fused:
+        if self._use_fused and weights is None:
             loss: torch.Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         else:
-            total, n_tokens = self._own_nll(model, inputs)
+            total, n_tokens = self._own_nll(model, inputs, weights)
             scale = n_tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
             loss = total / scale.clamp(min=1)
         # Our check in the place of transformers' NaN filter, which would put the mean of earlier losses there.
@@ -157,8 +162,13 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
             )
         return loss
 
-    def _own_nll(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed NLL of the labelled tokens through the model's own head, and their number."""
+    def _own_nll(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed NLL of the labelled tokens, times the `weights` (n,) of their rows, and the number of tokens.
+
+        It goes through the model's own head.
+        """
         labels = inputs["labels"]
         has_loss = labels != IGNORED
         first = int(has_loss.any(dim=0).to(torch.uint8).argmax())
@@ -169,8 +179,11 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
             arguments["logits_to_keep"] = n_keep
         logits = model(**arguments).logits[:, -n_keep:-1]
         kept = has_loss[:, first:]
-        total = cross_entropy(logits[kept].float(), labels[:, first:][kept], reduction="sum")
-        return total, kept.sum()
+        targets = labels[:, first:][kept]
+        if weights is None:
+            return cross_entropy(logits[kept].float(), targets, reduction="sum"), kept.sum()
+        nll = cross_entropy(logits[kept].float(), targets, reduction="none")
+        return (nll * weights[:, None].expand_as(kept)[kept]).sum(), kept.sum()
 
     @torch.no_grad()
     def _fused_head_agrees(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> bool:
@@ -204,8 +217,8 @@ class LeftPadCollator:
 
     pad_token_id: int
 
-    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Batch of shape (n, longest row)."""
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Batch of shape (n, longest row); `weights`, where rows have one, of shape (n,)."""
         width = max(len(row["input_ids"]) for row in rows)
         input_ids = torch.full((len(rows), width), self.pad_token_id)
         labels = torch.full((len(rows), width), IGNORED)
@@ -217,12 +230,15 @@ class LeftPadCollator:
             labels[i, start:] = torch.tensor(row["labels"])
             attention_mask[i, start:] = 1
             position_ids[i, start:] = torch.arange(width - start)
-        return {
+        batch = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "labels": labels,
         }
+        if "weight" in rows[0]:
+            batch["weights"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+        return batch
 
 
 class _StepCallback(TrainerCallback):  # type: ignore[misc]
@@ -347,8 +363,13 @@ def _peft_config(job: SftJob) -> LoraConfig | None:
 
 
 def _dataset(rows: Sequence[EncodedRow]) -> Dataset:
+    """Token ids and labels; weights, over their mean, only where they differ from 1."""
     labels = [[IGNORED] * row.n_prompt + list(row.input_ids[row.n_prompt :]) for row in rows]
-    return Dataset.from_dict({"input_ids": [list(row.input_ids) for row in rows], "labels": labels})
+    columns: dict[str, list[Any]] = {"input_ids": [list(row.input_ids) for row in rows], "labels": labels}
+    if any(row.weight != 1.0 for row in rows):
+        mean = mean_weight(rows)
+        columns["weight"] = [row.weight / mean for row in rows]
+    return Dataset.from_dict(columns)
 
 
 def _check_weights(model: torch.nn.Module, step: int) -> None:

@@ -3,8 +3,8 @@
 Reads   justify/pseudo_labels
 Writes  select/kept, select/dropped, select/threshold
 
-Confidence is the mean negative log-likelihood of the final answer, in nats per token: lower is surer. The paper calls it
-entropy (arXiv:2410.14745, Eq. 6); it is a property of the one answer that was chosen. The threshold tau is the theta-th
+Confidence is the mean negative log-likelihood of the final answer, in nats per token: lower is surer. The paper calls
+it entropy (arXiv:2410.14745, Eq. 6); it is a property of the one answer chosen. The threshold tau is the theta-th
 percentile (Eq. 7) over the rows it applies to, so it adapts to the model and the task; it is not quality control.
 Absolute minima (`select.min_confidence`, `select.min_agreement`) come first and hold for every row; the percentile is
 then taken over those that are left. They may leave nothing.
