@@ -24,6 +24,8 @@ ARM_STAGES: dict[str, Stage] = {s.name: s for s in (*STAGES, measure.STAGE, audi
 MEASURED: Overrides = {"measure.model": "evolved", "measure.k": 0, "measure.n_samples": 1}
 """How an arm is measured unless it says otherwise."""
 
+BEFORE = ("data", "adapt", "warmup")
+"""Stages before the first round."""
 LABELING = ("retrieve", "propagate", "justify", "select")
 METHOD = ("data", "warmup", *LABELING, "evolve")
 
@@ -58,7 +60,9 @@ def override(config: RunConfig, values: Mapping[str, Any], *, source: str) -> Ru
         node = raw
         *parents, last = key.split(".")
         for parent in parents:
-            node = node[parent]
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{source}: {key}: {parent} is a value, not a section")
         node[last] = value
     return parse_config(raw, source=source)
 
@@ -72,7 +76,7 @@ def plan_arm(arm: Arm, config: RunConfig, *, use_gold: bool) -> list[Step]:
     steps: list[Step] = []
     for name in names:
         if name not in ROUND_STAGES:
-            steps.append(Step(ARM_STAGES[name], 1 if name in ("data", "warmup") else config.rounds))
+            steps.append(Step(ARM_STAGES[name], 1 if name in BEFORE else config.rounds))
         elif ARM_STAGES[name] is repeated[0]:
             steps += [Step(stage, r) for r in range(1, config.rounds + 1) for stage in repeated]
     return steps
@@ -197,6 +201,12 @@ _ARMS = (
         "fine-tuned on the labelled rows for as many steps as semievol",
         (*METHOD, "control"),
         _set(measure__model="control"),
+    ),
+    Arm(
+        "tapt_sft",
+        "language modelling of all questions, then fine-tuned on the labelled rows (arXiv:2004.10964)",
+        ("data", "adapt", "warmup"),
+        _set(measure__model="warm", adapt__enabled=True),
     ),
     Arm(
         "pseudo_all",
