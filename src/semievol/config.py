@@ -390,6 +390,21 @@ class EvaluateConfig(Section):
     """Draws of the paired bootstrap."""
 
 
+class DistillConfig(Section):
+    """Context distillation, an arm of comparisons: a teacher with demonstrations trains a student without.
+
+    The number of demonstrations is `retrieve.k`. None takes the trainer's value; an epoch sees every answer that has a
+    probability of at least 0.01, so it is longer than one of evolve. `semievol run` does not use this section.
+    """
+
+    teacher: Literal["base", "warm"] = "base"
+    """Model whose exact answer distribution over each unlabelled row is the target; the student starts from the base.
+    """
+    learning_rate: float | None = Field(None, gt=0)
+    num_train_epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, gt=0)
+
+
 class MeasureConfig(Section):
     """How the arms of a comparison are measured on the test rows: one model each. `semievol run` does not use it."""
 
@@ -437,6 +452,7 @@ class RunConfig(Section):
     evolve: EvolveConfig = EvolveConfig()
     control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    distill: DistillConfig = DistillConfig()
     measure: MeasureConfig = MeasureConfig()
     report: ReportConfig = ReportConfig()
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
-from semievol.config import AdaptConfig, EvolveConfig, TrainerConfig, WarmupConfig
+from semievol.config import AdaptConfig, DistillConfig, EvolveConfig, TrainerConfig, WarmupConfig
 from semievol.errors import DataError
 from semievol.prompts import PromptBuilder
 from semievol.stage import StageContext, StageStats
-from semievol.types import Example, ModelRef, SftRow
+from semievol.types import Example, ModelRef, SftRow, SoftTarget
+
+StageTraining = AdaptConfig | WarmupConfig | EvolveConfig | DistillConfig
+"""Sections with a learning rate, epochs and steps of their own."""
 
 
 def build_sft_rows(examples: Iterable[Example], builder: PromptBuilder) -> list[SftRow]:
@@ -28,8 +31,17 @@ def build_text_rows(examples: Iterable[Example]) -> list[SftRow]:
     return [SftRow(e.id, (), "\n\n".join(filter(None, (e.context, e.question)))) for e in examples]
 
 
+def build_soft_rows(example: Example, target: SoftTarget, builder: PromptBuilder) -> list[SftRow]:
+    """One row for each answer of a soft target, weighted by its probability: together a soft cross-entropy."""
+    messages = builder.answer(example)
+    return [
+        SftRow(f"{example.id}/{answer}", messages, builder.completion(answer, example), probability)
+        for answer, probability in zip(target.answers, target.probabilities, strict=True)
+    ]
+
+
 def stage_trainer_config(
-    trainer: TrainerConfig, overrides: AdaptConfig | WarmupConfig | EvolveConfig, *, max_steps: int | None = None
+    trainer: TrainerConfig, overrides: StageTraining, *, max_steps: int | None = None
 ) -> TrainerConfig:
     """The trainer's section with the stage's own learning rate, epochs and steps; None takes the trainer's value.
 

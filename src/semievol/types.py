@@ -227,6 +227,19 @@ class PseudoLabel:
 
 
 @dataclass(frozen=True, slots=True)
+class SoftTarget:
+    """A teacher's distribution over the answers to one unlabelled row; `probabilities` sum to 1."""
+
+    example_id: str
+    answers: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.answers or len(self.answers) != len(self.probabilities):
+            raise DataError(f"soft target of {self.example_id}: every answer needs one probability")
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """An unlabelled row that did not become training data, and why."""
 
