@@ -1,0 +1,288 @@
+"""The tables of a comparison, from the content of its results.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from semievol.compare_format import SIGNAL_TITLES, Column, Table
+from semievol.compare_text import cell_label
+from semievol.report_text import METRIC_NAMES
+
+METHOD_TITLES = {
+    "crossed_t": "crossed components, t",
+    "mcnemar": "exact McNemar",
+    "sign_flip": "sign flips",
+    "korn_graubard": "Korn-Graubard",
+    "clopper_pearson": "Clopper-Pearson",
+    "wilson": "Wilson",
+    "bootstrap": "bootstrap",
+}
+
+
+def build_tables(results: Mapping[str, Any]) -> dict[str, Table]:
+    """All tables that have rows, by name, from the content of results.json."""
+    tables = (
+        _main_table(results),
+        _difference_table(results),
+        _part_table(results),
+        _spread_table(results),
+        _cost_table(results),
+        _calibration_table(results),
+        _signal_table(results),
+        _group_table(results),
+        _sweep_table(results),
+        _run_table(results),
+    )
+    return {table.name: table for table in tables if table.rows}
+
+
+def _main_table(results: Mapping[str, Any]) -> Table:
+    differences = {_key(d): d for d in results["differences"]}
+    gaps = {_key(g): g for g in results["gap_closed"]}
+    metric = METRIC_NAMES[results["metric"]]
+    columns = [
+        Column("arm", "arm"),
+        Column("value", f"{metric} (%)", "percent"),
+        Column("interval", "95% interval", "interval"),
+        Column("difference", "difference", "points"),
+        Column("difference_interval", "95% interval of it", "interval"),
+        Column("p_holm", "p (Holm)", "p"),
+        Column("gap_closed", "gap closed (%)", "percent"),
+        Column("gap_interval", "95% interval of it", "interval"),
+        Column("seconds", "time a run", "duration"),
+        Column("tokens", "tokens", "large"),
+        Column("state", "state"),
+    ]
+    if not gaps:
+        columns = [c for c in columns if not c.key.startswith("gap")]
+    rows = []
+    for e in results["arms"]:
+        d, g = differences.get(_key(e)), gaps.get(_key(e))
+        rows.append(
+            {
+                **_names(e),
+                "value": e["value"],
+                "interval": _ends(e),
+                "difference": d and d["difference"],
+                "difference_interval": _ends(d),
+                "p_holm": d and d["p_holm"],
+                "gap_closed": g and g["value"],
+                "gap_interval": _ends(g),
+                "seconds": e["cost"] and e["cost"]["seconds"],
+                "tokens": e["cost"] and sum(e["cost"][k] for k in _TOKENS),
+                "state": _state(e),
+            }
+        )
+    if all(row["state"] == "done" for row in rows):
+        columns = [c for c in columns if c.key != "state"]
+    reference = cell_label(results["reference"], {})
+    note = (
+        f"Difference: points against {reference}, paired by run and row, with crossed 95% intervals; p adjusted "
+        "by Holm over all arms. Tokens: read, generated and trained on."
+    )
+    return Table("main", "Arms", tuple(columns), tuple(rows), ("value", "interval", False), note)
+
+
+_TOKENS = ("prompt_tokens", "completion_tokens", "train_tokens")
+
+
+def _difference_table(results: Mapping[str, Any]) -> Table:
+    return _paired_table("differences", "Differences from the reference", results, results["differences"])
+
+
+def _part_table(results: Mapping[str, Any]) -> Table:
+    title = "What the parts are worth: the whole method minus the arm that lacks or changes one"
+    return _paired_table("parts", title, results, results["parts"])
+
+
+def _paired_table(name: str, title: str, results: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Table:
+    gold = {e["arm"]: e["uses_gold"] for e in results["arms"]}
+    columns = (
+        Column("arm", "arm"),
+        Column("reference", "minus"),
+        Column("difference", "points", "points"),
+        Column("interval", "95% interval", "interval"),
+        Column("p_value", "p", "p"),
+        Column("p_holm", "p (Holm)", "p"),
+        Column("detectable", "detectable (points)", "percent"),
+        Column("n_runs", "runs", "count"),
+        Column("n_rows", "rows", "count"),
+        Column("method", "test"),
+        Column("bootstrap", "seed-row bootstrap", "interval"),
+        Column("unpaired", "left out"),
+    )
+    rows = [
+        {
+            **d,
+            "arm": cell_label(d["arm"], d["setting"], uses_gold=gold[d["arm"]]),
+            "reference": cell_label(d["reference"], {}, uses_gold=gold[d["reference"]]),
+            "interval": _ends(d),
+            "bootstrap": None if d["bootstrap_low"] is None else (d["bootstrap_low"], d["bootstrap_high"]),
+            "method": METHOD_TITLES[d["method"]],
+            "unpaired": "; ".join(d["unpaired"]),
+        }
+        for d in found
+    ]
+    drop = {key for key in ("unpaired", "bootstrap") if not any(row[key] for row in rows)}
+    note = "Detectable: the true difference that would be found four times in five with these runs and rows."
+    return Table(name, title, tuple(c for c in columns if c.key not in drop), tuple(rows), None, note)
+
+
+def _spread_table(results: Mapping[str, Any]) -> Table:
+    columns = [
+        Column("arm", "arm"),
+        Column("value", f"{METRIC_NAMES[results['metric']]} (%)", "percent"),
+        Column("seed_sd", "sd over seeds", "percent"),
+        Column("split_sd", "sd over splits", "percent"),
+        Column("sampling_se", "se of the test set", "percent"),
+        Column("macro_f1", "macro-F1 (%)", "percent"),
+        Column("n_runs", "runs", "count"),
+        Column("n_rows", "rows", "count"),
+        Column("n_unparsed", "unparsed", "count"),
+        Column("method", "interval"),
+    ]
+    rows = [
+        {**e, **_names(e), "n_runs": len(e["by_run"]), "method": METHOD_TITLES[e["method"]]}
+        for e in results["arms"]
+        if e["value"] is not None
+    ]
+    drop = {key for key in ("seed_sd", "split_sd", "macro_f1") if all(row[key] is None for row in rows)}
+    note = (
+        "Points. The two kinds of chance apart: another training (sd over seeds, of one run) and other test rows "
+        "(standard error). Unparsed answers of all runs count as wrong."
+    )
+    columns = [c for c in columns if c.key not in drop]
+    return Table("spread", "Spread over trainings and error of the test set", tuple(columns), tuple(rows), None, note)
+
+
+def _cost_table(results: Mapping[str, Any]) -> Table:
+    columns = (
+        Column("arm", "arm"),
+        Column("value", f"{METRIC_NAMES[results['metric']]} (%)", "percent"),
+        Column("seconds", "time", "duration"),
+        Column("shared_seconds", "of it shared", "duration"),
+        Column("prompt_tokens", "tokens read", "large"),
+        Column("completion_tokens", "generated", "large"),
+        Column("optimizer_steps", "optimiser steps", "count"),
+        Column("train_tokens", "tokens trained", "large"),
+        Column("peak_memory_bytes", "peak memory", "bytes"),
+        Column("answer_seconds", "time an answer (ms)", "count"),
+        Column("answer_prompt_tokens", "tokens an answer", "count"),
+    )
+    rows = [{**e["cost"], **_names(e), "value": e["value"]} for e in results["arms"] if e["cost"] is not None]
+    rows = [{**row, "answer_seconds": 1000 * row["answer_seconds"]} for row in rows]
+    note = (
+        "Mean of one run, steps that arms share counted in full for each; tokens taken from stored answers count, "
+        "their time does not. Measuring on the test rows stands apart, as time and tokens an answer."
+    )
+    return Table("cost", "What a run costs", columns, tuple(rows), None, note)
+
+
+def _calibration_table(results: Mapping[str, Any]) -> Table:
+    rows = [{**e["calibration"], **_names(e)} for e in results["arms"] if e["calibration"] is not None]
+    columns = (
+        Column("arm", "arm"),
+        Column("ece", "ECE (%)", "percent"),
+        Column("brier", "Brier score", "decimal"),
+        Column("mean_entropy", "mean entropy (nats)", "decimal"),
+        Column("mean_nll", "mean NLL (nats)", "decimal"),
+        Column("n", "answers", "count"),
+    )
+    note = "ECE: expected calibration error over 15 bins of equal mass, mean over the runs; 0 is best."
+    return Table("calibration", "Calibration", columns, tuple(rows), None, note)
+
+
+def _signal_table(results: Mapping[str, Any]) -> Table:
+    rows = [
+        {**s, **_names(e), "signal": SIGNAL_TITLES[s["signal"]], "gain": s["error"] - s["aurc"]}
+        for e in results["arms"]
+        for s in e["signals"]
+    ]
+    columns = (
+        Column("arm", "arm"),
+        Column("signal", "signal"),
+        Column("aurc", "AURC (%)", "percent"),
+        Column("aurc_sd", "sd over runs", "percent"),
+        Column("error", "wrong labels (%)", "percent"),
+        Column("gain", "gain (points)", "points"),
+        Column("n", "labels a run", "count"),
+    )
+    note = (
+        "AURC: area under the risk-coverage curve, lower is better; a signal that knows nothing has the share of wrong "
+        "labels. The audit read sealed targets after all training (uses gold)."
+    )
+    return Table("signals", "Selection signals on the audited pseudo-labels", columns, tuple(rows), None, note)
+
+
+def _group_table(results: Mapping[str, Any]) -> Table:
+    """Groups down, arms across."""
+    names = {(g["arm"], str(g["setting"])): None for g in results["groups"]}
+    labels = {(e["arm"], str(e["setting"])): e["label"] for e in results["arms"]}
+    by_group: dict[str, dict[str, Any]] = {}
+    for g in results["groups"]:
+        row = by_group.setdefault(g["group"], {"group": g["group"], "n": g["n"], **{str(k): None for k in names}})
+        row[str((g["arm"], str(g["setting"])))] = g["value"]
+    columns = (
+        Column("group", "group"),
+        Column("n", "rows", "count"),
+        *(Column(str(key), labels[key], "percent") for key in names),
+    )
+    return Table(
+        "groups", f"{METRIC_NAMES[results['metric']].capitalize()} by group (%)", columns, tuple(by_group.values())
+    )
+
+
+def _sweep_table(results: Mapping[str, Any]) -> Table:
+    columns = (
+        Column("key", "key"),
+        Column("arm", "arm"),
+        Column("n_values", "values", "count"),
+        Column("mean", "mean (%)", "percent"),
+        Column("sd", "sd over values", "percent"),
+        Column("least", "least (%)", "percent"),
+        Column("most", "most (%)", "percent"),
+    )
+    gold = {e["arm"]: e["uses_gold"] for e in results["arms"]}
+    rows = [
+        {**line, "arm": cell_label(line["arm"], {}, uses_gold=gold[line["arm"]])} for line in results["sweep_spread"]
+    ]
+    return Table("sweep", "Spread over the values of a key", columns, tuple(rows))
+
+
+def _run_table(results: Mapping[str, Any]) -> Table:
+    """Every run: its value, or why there is none."""
+    rows = []
+    for e in results["arms"]:
+        for run in e["by_run"]:
+            rows.append({**_names(e), **run, "status": "done", "error": ""})
+        rows += [{**_names(e), **run, "value": None, "n_unparsed": None} for run in e["unfinished"]]
+    columns = (
+        Column("arm", "arm"),
+        Column("split", "split", "count"),
+        Column("seed", "seed", "count"),
+        Column("value", f"{METRIC_NAMES[results['metric']]} (%)", "percent"),
+        Column("n_unparsed", "unparsed", "count"),
+        Column("status", "state"),
+        Column("error", "reason"),
+    )
+    return Table("runs", "Runs", columns, tuple(rows))
+
+
+def _names(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"arm": entry["label"]}
+
+
+def _state(entry: Mapping[str, Any]) -> str:
+    if entry["status"] == "done":
+        return "done"
+    n_done, unfinished = len(entry["by_run"]), entry["unfinished"]
+    failed = [run for run in unfinished if run["status"] == "failed"]
+    counts = f"{n_done} of {n_done + len(unfinished)} done" if n_done else entry["status"]
+    return f"{counts}, {len(failed)} failed" if n_done and failed else counts
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[str, str]:
+    return entry["arm"], str(entry["setting"])
+
+
+def _ends(entry: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    return None if entry is None or entry["ci_low"] is None else (entry["ci_low"], entry["ci_high"])
