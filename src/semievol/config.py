@@ -368,6 +368,9 @@ class EvolveConfig(Section):
     """Weights to start from (paper: base; released: the warm-up adapter)."""
     train_on: Literal["labeled+selected", "selected"] = "labeled+selected"
     """Paper, Eq. 9: both; released (and the paper's Algorithm 1): the pseudo-labelled rows alone."""
+    kept_by: Literal["select", "oracle_select", "oracle_full"] = "select"
+    """Stage whose kept rows are trained on. The oracles look at the sealed targets, so they are bounds and no methods;
+    arms of a comparison set them."""
     learning_rate: float | None = Field(None, gt=0)
     """None: the trainer's (paper 1e-4; released 1e-6)."""
     num_train_epochs: float | None = Field(None, gt=0)
@@ -493,6 +496,8 @@ class RunConfig(Section):
             )
         if self.select.min_confidence is not None and self.task.type not in ("choice", "label"):
             raise ValueError(f"select.min_confidence needs a closed answer set, but task.type is {self.task.type}")
+        if self.evolve.kept_by != "select" and self.rounds > 1:
+            raise ValueError(f"evolve.kept_by: {self.evolve.kept_by} works on one round; set rounds: 1")
         ranked_unjustified = self.select.apply_to == "all" and self.justify.when != "always"
         if self.select.prompt == "justify" and (self.justify.when == "never" or ranked_unjustified):
             raise ValueError(

@@ -38,7 +38,7 @@ Answer = TypeVar("Answer", Result, ChoiceScores)
 StageStats = dict[str, Any]
 """Plain JSON values: counts n_x, shares x_fraction, times x_seconds."""
 
-ROUND_STAGES = ("retrieve", "propagate", "justify", "select", "evolve")
+ROUND_STAGES = ("retrieve", "propagate", "justify", "select", "oracle_select", "oracle_full", "evolve")
 WINDOW = 512
 """Requests that are batched together and stored together. Batches are cut inside a window and a window is stored whole,
 so a resumed run batches as an undisturbed one does and gets the same bits."""

@@ -211,7 +211,8 @@ class PseudoLabel:
     answer: str
     completion: str
     """Text that a model is trained to give for `answer`."""
-    source: Literal["consensus", "justified", "majority"]
+    source: Literal["consensus", "justified", "majority", "gold"]
+    """gold: the sealed target itself, in an oracle; its agreement is 1."""
     agreement: float
     """Share of the configurations that gave `answer`, in [0, 1]."""
     mean_nll: float | None = None

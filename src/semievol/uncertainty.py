@@ -23,3 +23,8 @@ def uncertainty(label: PseudoLabel, config: SelectConfig) -> float:
     if value is None or math.isnan(value):
         raise DataError(f"select: row {label.example_id} has no {config.signal} under the {config.prompt} prompt")
     return value
+
+
+def is_ranked(label: PseudoLabel, config: SelectConfig) -> bool:
+    """Whether the percentile applies to a label, or it is kept without a confidence test."""
+    return config.apply_to == "all" or label.source != "consensus"

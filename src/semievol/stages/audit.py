@@ -6,7 +6,7 @@ Writes  audit/audited, audit/pseudo_labels
 Nothing reads what this stage writes but reports, so no model can learn from it.
 """
 
-from semievol.auditing import AUDIT_READS, audit_rounds
+from semievol.auditing import AUDIT_READS, audit_rounds, unused_selections
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import AuditedRow
 
@@ -26,4 +26,5 @@ STAGE = Stage(
     writes=("audit/audited", "audit/pseudo_labels"),
     sections=("task", "rounds"),
     run=run,
+    unused=unused_selections,
 )

@@ -5,7 +5,7 @@ Writes  distill/targets, distill/model, distill/training
 
 The teacher sees the `retrieve.k` nearest labelled rows and gives its exact distribution p over the closed set of
 answers to each unlabelled row (Snell et al., arXiv:2209.15189). The student starts from the base and sees the question
-alone; its loss is the soft cross-entropy -sum_c p_c log P(c | x) over U, with the labelled rows as targets of probability 1.
+alone; its loss is the soft cross-entropy -sum_c p_c log P(c | x) over U; labelled rows are targets of probability 1.
 Answers under MIN_PROBABILITY are left out and the others scaled up to 1, so that rows of many labels stay few.
 """
 

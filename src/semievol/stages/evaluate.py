@@ -14,7 +14,7 @@ from typing import Any
 
 from semievol.answers import default_metric
 from semievol.audit import MODELS, Fate, compare, measure, measure_calibration, measure_groups
-from semievol.auditing import AUDIT_READS, audit_rounds
+from semievol.auditing import AUDIT_READS, audit_rounds, unused_selections
 from semievol.scoring import predict_rows
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import AuditedRow, Example, ModelRef, Prediction
@@ -92,4 +92,5 @@ STAGE = Stage(
     ),
     sections=("task", "model", "generator", "evaluate", "control", "rounds", "seed"),
     run=run,
+    unused=unused_selections,
 )

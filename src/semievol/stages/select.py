@@ -19,7 +19,7 @@ from semievol.config import SelectConfig
 from semievol.errors import DataError
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import Dropped, PseudoLabel
-from semievol.uncertainty import uncertainty
+from semievol.uncertainty import is_ranked, uncertainty
 
 
 class Threshold(NamedTuple):
@@ -30,11 +30,6 @@ class Threshold(NamedTuple):
     kept)."""
     n_ranked: int
     """Rows that the percentile was taken over."""
-
-
-def is_ranked(label: PseudoLabel, config: SelectConfig) -> bool:
-    """Whether the percentile applies to a label, or it is kept without a confidence test."""
-    return config.apply_to == "all" or label.source != "consensus"
 
 
 def find_threshold(values: Sequence[float], config: SelectConfig) -> Threshold:
