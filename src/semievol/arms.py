@@ -14,12 +14,14 @@ from semievol.config import RECIPES, ConfigurationConfig, RunConfig, parse_confi
 from semievol.errors import ConfigError
 from semievol.pipeline import STAGES, Step
 from semievol.stage import ROUND_STAGES, Stage
-from semievol.stages import audit, measure
+from semievol.stages import audit, distill, measure, oracle_full, oracle_select
 
 Overrides = dict[str, Any]
 """Dotted config key -> value."""
 
-ARM_STAGES: dict[str, Stage] = {s.name: s for s in (*STAGES, measure.STAGE, audit.STAGE)}
+ARM_STAGES: dict[str, Stage] = {
+    s.name: s for s in (*STAGES, distill.STAGE, oracle_select.STAGE, oracle_full.STAGE, measure.STAGE, audit.STAGE)
+}
 
 MEASURED: Overrides = {"measure.model": "evolved", "measure.k": 0, "measure.n_samples": 1}
 """How an arm is measured unless it says otherwise."""
@@ -42,6 +44,12 @@ class Arm:
     """Keys that it sets, given the user's config."""
     uses_gold: bool = False
     """Whether it reads the sealed targets of the unlabelled rows."""
+    needs_closed_set: bool = False
+    """Whether it needs the exact probability of an answer, so a task of type choice or label."""
+
+    def fits(self, config: RunConfig) -> bool:
+        """Whether it can be run on the task of a config."""
+        return not self.needs_closed_set or config.task.type in ("choice", "label")
 
 
 def configure(arm: Arm, config: RunConfig) -> RunConfig:
@@ -82,14 +90,14 @@ def plan_arm(arm: Arm, config: RunConfig, *, use_gold: bool) -> list[Step]:
     return steps
 
 
-def choose_arms(names: Sequence[str], *, use_gold: bool) -> list[Arm]:
-    """Arms by name, in the order of ARMS; `all` stands for all that may run.
+def choose_arms(names: Sequence[str], config: RunConfig, *, use_gold: bool) -> list[Arm]:
+    """Arms by name, in the order of ARMS; `all` stands for all that may run on the task.
 
     Raises:
-        ConfigError: If there is no such arm, or it reads sealed targets without `use_gold`.
+        ConfigError: If there is no such arm, or it needs another task, or reads sealed targets without `use_gold`.
     """
     if list(names) == ["all"]:
-        return [arm for arm in ARMS.values() if use_gold or not arm.uses_gold]
+        return [arm for arm in ARMS.values() if arm.fits(config) and (use_gold or not arm.uses_gold)]
     for name in names:
         if name not in ARMS:
             near = difflib.get_close_matches(name, ARMS, n=1, cutoff=0.4)
@@ -98,6 +106,11 @@ def choose_arms(names: Sequence[str], *, use_gold: bool) -> list[Arm]:
         if ARMS[name].uses_gold and not use_gold:
             raise ConfigError(
                 f"arm {name} reads the targets of the unlabelled rows, which stay sealed; add --use-gold to open them"
+            )
+        if not ARMS[name].fits(config):
+            raise ConfigError(
+                f"arm {name} needs the probability of an answer, so a closed answer set; task.type is "
+                f"{config.task.type}: leave the arm out"
             )
     if not names:
         raise ConfigError(f"no arms given; arms: {', '.join(ARMS)}, or all")
@@ -139,11 +152,6 @@ def _pseudo_all(config: RunConfig) -> Overrides:
 
 
 def _pseudo_confident(config: RunConfig) -> Overrides:
-    if config.task.type not in ("choice", "label"):
-        raise ConfigError(
-            f"arm pseudo_confident needs the probability of an answer, so a closed answer set; task.type is "
-            f"{config.task.type}: leave the arm out"
-        )
     return _pseudo_all(config) | {"select.min_confidence": 0.9}
 
 
@@ -219,6 +227,14 @@ _ARMS = (
         "the same, answers of probability 0.9 and more alone",
         METHOD,
         _pseudo_confident,
+        needs_closed_set=True,
+    ),
+    Arm(
+        "icl_distill",
+        "base model that learns what it answers with demonstrations (arXiv:2209.15189)",
+        ("data", "retrieve", "distill"),
+        _set(measure__model="distilled", distill__teacher="base", rounds=1),
+        needs_closed_set=True,
     ),
     Arm(
         "reflection",
@@ -246,6 +262,20 @@ _ARMS = (
         "without adaptive selection: all pseudo-labels",
         METHOD,
         _set(select__keep_fraction=1.0, rounds=1),
+    ),
+    Arm(
+        "oracle_select",
+        "bound: as many pseudo-labels as semievol keeps, all of them right",
+        ("data", "warmup", *LABELING, "oracle_select", "evolve"),
+        _set(evolve__kept_by="oracle_select", rounds=1),
+        uses_gold=True,
+    ),
+    Arm(
+        "oracle_full",
+        "bound: fine-tuned on the labelled rows and the targets of all unlabelled ones",
+        ("data", "oracle_full", "evolve"),
+        _set(evolve__kept_by="oracle_full", evolve__init="base", evolve__train_on="labeled+selected", rounds=1),
+        uses_gold=True,
     ),
 )
 

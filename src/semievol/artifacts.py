@@ -136,8 +136,9 @@ class RunDir:
 
     def forget_stages(self, names: Sequence[str]) -> None:
         """Take stages out of the manifest, so that they run again."""
-        kept = {name: entry for name, entry in self.manifest().items() if name not in set(names)}
-        if self.path.exists():
+        known = self.manifest()
+        kept = {name: entry for name, entry in known.items() if name not in set(names)}
+        if len(kept) < len(known):
             self.write_json("manifest", kept)
 
     def rows(self) -> "RowStore":

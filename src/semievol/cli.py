@@ -44,7 +44,7 @@ UseGold = Annotated[
 BaseModel = Annotated[Optional[str], typer.Option("--model", help="Another base model: hub id or folder.")]  # noqa: UP045
 Folder = Annotated[Optional[Path], typer.Option("--output-dir", "-o", help="Folder of the comparison.")]  # noqa: UP045
 Jobs = Annotated[int, typer.Option(min=1, help="Processes; each takes the runs of one split and seed.")]
-Format = Annotated[str, typer.Option("--format", help="Of the table: `text`, `csv`, `markdown` or `latex`.")]
+Format = Annotated[str, typer.Option("--format", help="Of the table: `text`, `csv`, `md` or `tex`.")]
 
 
 def main() -> None:
@@ -276,9 +276,10 @@ def compare(
 
     Example: `semievol compare demo:tickets --arms sft,sft_matched,semievol --seeds 3`
     """
-    from semievol.compare_command import run_comparison
+    from semievol.compare_command import check_format, run_comparison
     from semievol.progress import ConsoleReporter
 
+    check_format(table_format)
     settings = [*(overrides or []), *([f"model.path={model}"] if model else [])]
     with ConsoleReporter() as reporter, _resumable(f"semievol compare {config} ... (the same command)"):
         folder = run_comparison(
@@ -325,9 +326,10 @@ def sweep(
 
     Example: `semievol sweep demo:tickets theta=0.3,0.5,0.8 n=1,2,4 --seeds 3`
     """
-    from semievol.compare_command import run_sweep
+    from semievol.compare_command import check_format, run_sweep
     from semievol.progress import ConsoleReporter
 
+    check_format(table_format)
     settings = [*values, *([f"model.path={model}"] if model else [])]
     with ConsoleReporter() as reporter, _resumable(f"semievol sweep {config} ... (the same command)"):
         folder = run_sweep(
@@ -354,7 +356,7 @@ def report(
 ) -> None:
     """Draw the report of a run or a comparison again from its stored rows.
 
-    Example: `semievol report runs/compare-tickets --format markdown`
+    Example: `semievol report runs/compare-tickets --format md`
     """
     from semievol.comparison import is_comparison
     from semievol.summary import read_run_config

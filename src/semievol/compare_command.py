@@ -2,12 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from semievol.artifacts import RunDir
@@ -19,10 +17,8 @@ from semievol.errors import ConfigError
 from semievol.stage import Reporter
 from semievol.sweeping import ARMS, plan_points, point_settings, split_arguments
 
-if TYPE_CHECKING:
-    from semievol.compare_format import Table
-
 DEMO = "demo:"
+FORMATS = ("text", "csv", "md", "tex", "json")
 
 
 def run_comparison(
@@ -136,30 +132,29 @@ def parse_numbers(text: str, *, option: str) -> list[int]:
     return found
 
 
-def show_comparison(folder: Path, *, table_format: str) -> "str | Group":
-    """Draw the report of a comparison and give the main table: text for a terminal, csv, markdown, latex or json.
+def check_format(table_format: str) -> None:
+    """Raises ConfigError if a table cannot be printed so."""
+    if table_format not in FORMATS:
+        raise ConfigError(f"--format {table_format}: choose one of {', '.join(FORMATS)}")
+
+
+def show_comparison(folder: Path, *, table_format: str) -> str | Group:
+    """Draw the report of a comparison; return its main table as text for a terminal or csv, md, tex, or all as json.
 
     Raises:
         ConfigError: If there is no such format.
         ArtifactError: If the folder holds no comparison.
     """
-    # Heavy: statistics and figures are not needed to run anything.
-    from semievol.compare_format import table_csv, table_latex, table_markdown
-    from semievol.compare_report import write_compare_report
-    from semievol.compare_tables import build_tables
+    # Statistics and figures are heavy, and nothing that runs needs them.
+    from semievol.compare_report import short_table, write_compare_report
 
-    formats: dict[str, Callable[[Any], str]] = {"csv": table_csv, "markdown": table_markdown, "latex": table_latex}
-    if table_format not in ("text", "json", *formats):
-        raise ConfigError(f"--format {table_format}: choose one of text, {', '.join(formats)}")
+    check_format(table_format)
     report = write_compare_report(folder)
-    results = RunDir(folder).read_json("results")
     if table_format == "json":
-        return json.dumps(results, indent=2, ensure_ascii=False)
-    tables = build_tables(results)
-    if table_format in formats:
-        return formats[table_format](tables["main"]) if tables else ""
-    shown = [_render(tables["main"])] if tables else [Text("no run is finished")]
-    return Group(*shown, Text(f"report  {report}\nresults {folder / 'results.json'}"))
+        return json.dumps(RunDir(folder).read_json("results"), indent=2, ensure_ascii=False)
+    if table_format == "text":
+        return Group(short_table(folder), Text(f"report  {report}\nresults {folder / 'results.json'}"))
+    return (folder / "tables" / f"main.{table_format}").read_text(encoding="utf-8")
 
 
 def describe_failures(folder: Path) -> str:
@@ -167,14 +162,3 @@ def describe_failures(folder: Path) -> str:
     failed = read_comparison(folder).failed
     lines = [f"{run.folder}: {run.error}" for run in failed]
     return "\n".join([f"{len(failed)} runs failed; the same command tries them again", *lines]) if failed else ""
-
-
-def _render(table: "Table") -> RichTable:
-    from semievol.compare_format import format_value
-
-    drawn = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False, caption=table.note or None)
-    for column in table.columns:
-        drawn.add_column(column.title, justify="left" if column.kind == "text" else "right")
-    for row in table.rows:
-        drawn.add_row(*(Text(format_value(row[c.key], c.kind)) for c in table.columns))
-    return drawn

@@ -73,8 +73,8 @@ def compare(
         ArtifactError: If another process works on the folder.
     """
     reporter = reporter or SilentReporter()
-    chosen = choose_arms(arms, use_gold=use_gold)
     configs = split_configs(config, splits)
+    chosen = choose_arms(arms, next(iter(configs.values())), use_gold=use_gold)
     record = ComparisonRecord(
         reference=choose_reference(reference, [arm.name for arm in chosen]),
         use_gold=use_gold,

@@ -67,6 +67,8 @@ class SharedSteps:
 
 
 def _link_file(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return  # renaming a link onto another link to the same file would leave both
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)

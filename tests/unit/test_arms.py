@@ -101,9 +101,20 @@ def test_dense_few_shot_keeps_an_embedder_that_is_dense():
     assert chosen == ["sentence_transformers", "model"]
 
 
-def test_confident_pseudo_labels_need_a_closed_answer_set():
+def test_arms_that_need_probabilities_are_left_out_or_refused_on_open_answers():
+    config = make_config(task={"type": "text"})
+    names = [arm.name for arm in choose_arms(["all"], config, use_gold=False)]
+    assert set(ARMS) - set(names) == {"pseudo_confident", "icl_distill", "oracle_select", "oracle_full"}
     with pytest.raises(ConfigError, match=r"pseudo_confident needs .* task.type is text: leave the arm out"):
-        configure(ARMS["pseudo_confident"], make_config(task={"type": "text"}))
+        choose_arms(["pseudo_confident"], config, use_gold=False)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_can_be_made_for_the_tasks_it_fits(name):
+    for kind in ("choice", "label", "number", "span", "text"):
+        config = make_config(task={"type": kind})
+        if ARMS[name].fits(config):
+            assert configure(ARMS[name], config).task.type == kind
 
 
 def test_ablation_of_drawn_configurations_is_refused():
@@ -119,12 +130,12 @@ def test_rounds_repeat_the_stages_of_a_round():
 
 
 def test_arms_come_in_the_order_of_the_table():
-    assert [arm.name for arm in choose_arms(["semievol", "sft"], use_gold=False)] == ["sft", "semievol"]
+    assert [arm.name for arm in choose_arms(["semievol", "sft"], make_config(), use_gold=False)] == ["sft", "semievol"]
 
 
 def test_all_leaves_out_what_needs_gold():
-    assert not [arm for arm in choose_arms(["all"], use_gold=False) if arm.uses_gold]
-    assert len(choose_arms(["all"], use_gold=True)) == len(ARMS)
+    assert not [arm for arm in choose_arms(["all"], make_config(), use_gold=False) if arm.uses_gold]
+    assert len(choose_arms(["all"], make_config(), use_gold=True)) == len(ARMS)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +143,7 @@ def test_all_leaves_out_what_needs_gold():
 )
 def test_unknown_arm_is_told_what_there_is(name, hint):
     with pytest.raises(ConfigError, match=f"no arm '{name}'") as caught:
-        choose_arms([name], use_gold=False)
+        choose_arms([name], make_config(), use_gold=False)
     assert hint in str(caught.value)
 
 
