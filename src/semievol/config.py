@@ -576,7 +576,18 @@ def recipe_differences(config: RunConfig) -> list[tuple[str, Any, Any]]:
     """Method choices that the config sets otherwise than its recipe: (key, value in use, recipe's value)."""
     reference = parse_config({"recipe": config.recipe, "data": config.data.model_dump(), **_backend_types(config)})
     ours, theirs = dict(_flatten(config)), dict(_flatten(reference))
-    sections = ("propagate", "justify", "select", "evolve", "retrieve", "warmup", "trainer", "rounds", "evaluate")
+    sections = (
+        "adapt",
+        "warmup",
+        "retrieve",
+        "propagate",
+        "justify",
+        "select",
+        "evolve",
+        "trainer",
+        "rounds",
+        "evaluate",
+    )
     return [(k, ours[k], theirs.get(k)) for k in ours if k.split(".")[0] in sections and ours[k] != theirs.get(k)]
 
 

@@ -42,3 +42,17 @@ def test_run_adapts_only_where_it_is_asked_to(make_config):
 def test_adapt_takes_its_own_steps(make_config):
     run_dir = run(make_config(adapt={"enabled": True, "max_steps": 3}), until_stage="adapt")
     assert run_dir.read_json("adapt/training")["optimizer_steps"] == 3
+
+
+def test_report_lists_the_training_of_adapt_first(make_config):
+    results = run(make_config(adapt={"enabled": True})).read_json("results")
+    assert [t["stage"] for t in results["training"]] == ["adapt", "warmup", "round-1/evolve", "control"]
+    assert {"key": "adapt.enabled", "value": True, "recipe_value": False} in results["recipe_differences"]
+
+
+def test_plan_counts_the_steps_of_adapt(make_config):
+    from semievol.costs import Sizes, plan_stages
+
+    sizes = Sizes(24, 80, 40, prompt_tokens=dict.fromkeys(range(4), 30.0), completion_tokens=2.0, train_tokens=32.0)
+    plan = plan_stages(make_config(adapt={"enabled": True}), sizes)[0]
+    assert (plan.stage, plan.rows, plan.optimizer_steps) == ("adapt", 104, 26)
