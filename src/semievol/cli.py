@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -281,7 +282,7 @@ def compare(
 
     check_format(table_format)
     settings = [*(overrides or []), *([f"model.path={model}"] if model else [])]
-    with ConsoleReporter() as reporter, _resumable(f"semievol compare {config} ... (the same command)"):
+    with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
         folder = run_comparison(
             config,
             settings,
@@ -331,7 +332,7 @@ def sweep(
 
     check_format(table_format)
     settings = [*values, *([f"model.path={model}"] if model else [])]
-    with ConsoleReporter() as reporter, _resumable(f"semievol sweep {config} ... (the same command)"):
+    with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
         folder = run_sweep(
             config,
             settings,

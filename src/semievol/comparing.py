@@ -35,6 +35,7 @@ from semievol.comparison import ArmRecord, ComparisonRecord, RunRecord, pending_
 from semievol.config import RunConfig
 from semievol.errors import ArtifactError, SemiEvolError
 from semievol.pipeline import run_steps
+from semievol.progress import ConsoleReporter
 from semievol.sharing import SharedSteps
 from semievol.stage import Reporter, SilentReporter
 
@@ -122,7 +123,9 @@ def run_arm(folder: Path, run: PlannedRun, shared: SharedSteps, reporter: Report
         return replace(run.record, status="failed", error=str(error))
     except Exception as error:  # a fault of a library or of ours must not cost the other arms
         run_dir.write_text(trace.name, traceback.format_exc())
-        return replace(run.record, status="failed", error=f"{type(error).__name__}: {error} (see {trace})")
+        return replace(
+            run.record, status="failed", error=f"{type(error).__name__}: {error} (see {run.record.folder}/{trace.name})"
+        )
     finally:
         shared.add(run_dir)
     trace.unlink(missing_ok=True)
@@ -165,26 +168,46 @@ def _run_cells(folder: Path, runs: Sequence[PlannedRun], *, jobs: int, reporter:
         for members in cells:
             run_cell(folder, members, reporter)
         return
-    with (
-        _threads_for(jobs),
-        ProcessPoolExecutor(
+    shown = not isinstance(reporter, SilentReporter)
+    others = set(multiprocessing.active_children())
+    with _threads_for(jobs):
+        pool = ProcessPoolExecutor(
             jobs,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_end_with_parent,
             initargs=(os.getpid(),),
-        ) as pool,
-    ):
-        ended = {pool.submit(run_cell, folder, members): members[0].cell for members in cells}
+        )
         try:
-            for future in as_completed(ended):
+            for future in as_completed([pool.submit(_run_in_process, folder, members, shown) for members in cells]):
                 future.result()
-                split, seed = ended[future]
-                reporter.note(f"split {split}, seed {seed}: ended")
-        except BrokenProcessPool:
-            raise ArtifactError(
-                f"{folder}: a process of --jobs {jobs} was killed (out of memory?); what is done is kept: "
-                f"run it again, with fewer jobs"
-            ) from None
+        except BaseException as error:
+            # Left alone, the pool would wait for the arms in hand and begin those in the queue.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise ArtifactError(
+                    f"{folder}: a process of --jobs {jobs} was killed (out of memory?); what is done is kept: "
+                    f"run it again, with fewer jobs"
+                ) from None
+            raise
+        pool.shutdown()
+
+
+def _run_in_process(folder: Path, runs: Sequence[PlannedRun], shown: bool) -> None:
+    """Bars of several processes would write over each other, so only lines are shown."""
+    run_cell(folder, runs, NoteReporter(ConsoleReporter()) if shown else None)
+
+
+class NoteReporter(SilentReporter):
+    """Shows notes alone."""
+
+    def __init__(self, inner: Reporter) -> None:
+        self._inner = inner
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        self._inner.note(text)
 
 
 @contextmanager

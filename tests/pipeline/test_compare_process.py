@@ -28,7 +28,10 @@ import sys
 from pathlib import Path
 from semievol.comparing import compare
 from semievol.config import load_config
-compare(load_config(Path(sys.argv[1])), sys.argv[3].split(","), seeds=[0, 1], output_dir=Path(sys.argv[2]))
+
+if __name__ == "__main__":
+    config, folder, arms, jobs = sys.argv[1:]
+    compare(load_config(Path(config)), arms.split(","), seeds=[0, 1], output_dir=Path(folder), jobs=int(jobs))
 """
 
 
@@ -39,9 +42,9 @@ def config_file(tmp_path) -> Path:
     return path
 
 
-def start(config: Path, folder: Path) -> subprocess.Popen:
+def start(config: Path, folder: Path, *, jobs: int = 1) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", CODE, str(config), str(folder), ARMS],
+        [sys.executable, "-c", CODE, str(config), str(folder), ARMS, str(jobs)],
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -86,6 +89,27 @@ def test_jobs_give_the_same_bytes_and_record_every_run(make_config, tmp_path):
     folder.rename(tmp_path / "one-after-another")
     compare(make_config(), ["sft", "semievol"], seeds=[0, 1], output_dir=folder, jobs=2)
     assert artifacts(folder) == expected
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_processes_of_several_jobs_end_with_the_one_that_started_them(config_file, tmp_path, sent):
+    folder = tmp_path / "c"
+    process = start(config_file, folder, jobs=2)
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not list(folder.glob("split-0/seed-*/*/manifest.json")) and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(sent)  # to the parent alone
+    process.wait(timeout=DEADLINE_SECONDS)
+    process.stderr.close()
+    while time.monotonic() < end:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("a process of the comparison is still there")
+    assert "pending" in {r.status for r in read_comparison(folder).runs}
 
 
 def run_cli(capsys, *arguments: str) -> tuple[int, str, str]:
