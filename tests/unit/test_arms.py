@@ -1,5 +1,7 @@
 """What arms are made of: their steps, the keys they set, and which may run."""
 
+from pathlib import Path
+
 import pytest
 
 from semievol.arms import ARMS, choose_arms, configure, override, plan_arm
@@ -37,6 +39,11 @@ def test_table_of_arms_is_complete():
     ]
     assert [name for name, arm in ARMS.items() if arm.uses_gold] == ["oracle_select", "oracle_full"]
     assert all(arm.description for arm in ARMS.values())
+
+
+def test_docs_describe_every_arm():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "comparisons.md").read_text(encoding="utf-8")
+    assert [name for name in ARMS if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("recipe", ["paper", "released"])
