@@ -179,12 +179,23 @@ def status(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     json_output: Json = False,
 ) -> None:
-    """Show which stages of a run are done, and what they found.
+    """Show which stages of a run, or which runs of a comparison, are done, and what they found.
 
     Example: `semievol status runs/demo-tickets-seed-0`
     """
+    from semievol.comparison import is_comparison
     from semievol.summary import render_status, status_of
 
+    if is_comparison(run_path):
+        from semievol.compare_command import describe_failures, status_of_comparison
+
+        counts = status_of_comparison(run_path)
+        if json_output:
+            _print_json(counts)
+        else:
+            typer.echo(f"{counts['done']} runs done, {counts['failed']} failed, {counts['pending']} pending")
+            typer.echo(describe_failures(run_path), nl=False)
+        return
     found = status_of(run_path)
     if json_output:
         _print_json(found)

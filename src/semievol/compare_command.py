@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group
 from rich.text import Text
@@ -155,6 +156,13 @@ def show_comparison(folder: Path, *, table_format: str) -> str | Group:
     if table_format == "text":
         return Group(short_table(folder), Text(f"report  {report}\nresults {folder / 'results.json'}"))
     return (folder / "tables" / f"main.{table_format}").read_text(encoding="utf-8")
+
+
+def status_of_comparison(folder: Path) -> dict[str, Any]:
+    """How many runs are done, failed and pending, and why some failed. Raises ArtifactError if it is no comparison."""
+    record = read_comparison(folder)
+    counts = {status: sum(run.status == status for run in record.runs) for status in ("done", "failed", "pending")}
+    return {"comparison": str(folder), **counts, "errors": {run.folder: run.error for run in record.failed}}
 
 
 def describe_failures(folder: Path) -> str:

@@ -161,6 +161,24 @@ def test_failed_run_gives_exit_code_1_and_its_reason(capsys, config_file, tmp_pa
     assert "split-0/seed-0/semievol: " in err
 
 
+def test_status_of_a_comparison_counts_its_runs(capsys, config_file, tmp_path):
+    folder = tmp_path / "c"
+    run_cli(capsys, "compare", config_file, "--arms", "zero_shot,sft", "--seeds", "1", "-o", folder)
+    assert run_cli(capsys, "status", folder)[:2] == (0, "2 runs done, 0 failed, 0 pending\n")
+    code, out, _ = run_cli(capsys, "status", folder, "--json")
+    assert code == 0
+    assert json.loads(out) == {"comparison": str(folder), "done": 2, "failed": 0, "pending": 0, "errors": {}}
+
+
+def test_report_draws_a_run_again(capsys, config_file, tmp_path):
+    folder = tmp_path / "run"
+    run_cli(capsys, "run", config_file, f"output_dir={folder}")
+    (folder / "report.html").unlink()
+    code, _, _ = run_cli(capsys, "report", folder)
+    assert code == 0
+    assert (folder / "report.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
