@@ -158,13 +158,15 @@ def draw_sweep(
     name: str, lines: Sequence[SweepLine], *, x_label: str, y_label: str, ticks: Sequence[str] | None
 ) -> str:
     """The metric over the values of a key; `ticks` names the places of categories, None draws a number line."""
-    rows = (len(lines) + 1) // 2
+    columns = 2 if max(len(line.label) for line in lines) <= 22 else 1
+    rows = -(-len(lines) // columns)
+    places = [x for line in lines for x in line.positions]
+    step = 0.012 * (max(places) - min(places)) if ticks is None else min(0.08, 0.8 / len(lines))
     with canvas(3.0 + 0.2 * rows) as (figure, svg):
         axis = figure.subplots()
         for place, line in enumerate(lines):
             colour, dash = LINES[place % len(LINES)]
-            shift = 0.0 if ticks is None else 0.08 * (place - (len(lines) - 1) / 2)
-            x = np.array(line.positions) + shift
+            x = np.array(line.positions) + step * (place - (len(lines) - 1) / 2)
             axis.vlines(
                 x, 100 * np.array(line.lows), 100 * np.array(line.highs), color=colour, linewidth=1.0, alpha=0.6
             )
@@ -179,9 +181,11 @@ def draw_sweep(
                 markeredgewidth=0,
                 linewidth=1.5,
                 alpha=1.0 if place < len(LINES) else 0.5,
-                label=shorten(line.label, 30),
+                label=shorten(line.label, 60),
             )
-        positions = sorted({x for line in lines for x in line.positions})
+        if min(low for line in lines for low in line.lows) < 0:
+            axis.axhline(0, color=MUTED, linewidth=0.9)
+        positions = sorted(set(places))
         if ticks is not None:
             axis.set_xticks(range(len(ticks)), [shorten(tick, max(6, 56 // len(ticks))) for tick in ticks])
             axis.set_xlim(-0.5, len(ticks) - 0.5)
@@ -190,7 +194,7 @@ def draw_sweep(
         axis.set(xlabel=x_label, ylabel=y_label)
         axis.grid(axis="y")
         axis.set_axisbelow(True)
-        _legend(figure, axis, columns=2)
+        _legend(figure, axis, columns=columns)
         _adjust(figure, left=0.12, right=0.97, bottom=0.48, top=0.12 + 0.2 * rows)
     return svg(name, f"{y_label} over {x_label}, one line for each arm")
 
@@ -208,7 +212,7 @@ def draw_histograms(name: str, rows: Sequence[Histogram], *, x_label: str) -> st
             axis.stairs(right, edges, fill=True, color=colour)
             axis.stairs(right + wrong, edges, baseline=right, fill=True, color=colour, alpha=0.35)
             axis.set(xlim=(edges[0], edges[-1]), ylim=(0, top * 1.02))
-            _caption(axis, f"{shorten(row.label, 24)}, mean {row.values.mean():.2f}")
+            _caption(axis, f"{shorten(row.label, 18)}, mean {row.values.mean():.2f}")
         for axis in axes.ravel():
             axis.set_yticks([])
             axis.spines["left"].set_visible(False)
@@ -229,8 +233,8 @@ def draw_reliability(name: str, rows: Sequence[tuple[str, Sequence[Mapping[str, 
             axis.plot([0, 100], [0, 100], color=RULE, linewidth=1.0)
             x, y = [100 * b["confidence"] for b in bins], [100 * b["accuracy"] for b in bins]
             axis.plot(x, y, "o-", color=_colour(kind), markersize=3.5, markeredgewidth=0, linewidth=1.2)
-            axis.set(xlim=(0, 100), ylim=(0, 100), xticks=(0, 50, 100), yticks=(0, 50, 100))
-            _caption(axis, shorten(label, 19))
+            axis.set(xlim=(-3, 103), ylim=(-3, 103), xticks=(0, 50, 100), yticks=(0, 50, 100))
+            _caption(axis, shorten(label, 16))
         for axis in axes.ravel()[len(rows) :]:
             axis.set_visible(False)
         height = 0.5 + 1.62 * n_lines
@@ -245,7 +249,7 @@ def draw_groups(name: str, groups: Sequence[str], bars: Mapping[str, Sequence[Ba
     """The metric by group, a dot and its interval for each of a few arms."""
     gap = 0.72 / max(1, len(bars))
     height = 0.62 + len(groups) * (0.15 + 0.125 * len(bars))
-    with canvas(height + 0.2) as (figure, svg):
+    with canvas(height + 0.2 * ((len(bars) + 1) // 2)) as (figure, svg):
         axis = figure.subplots()
         for place, (label, values) in enumerate(bars.items()):
             colour = LINES[place % len(LINES)][0]
@@ -265,7 +269,7 @@ def draw_groups(name: str, groups: Sequence[str], bars: Mapping[str, Sequence[Ba
         axis.grid(axis="x")
         axis.set_axisbelow(True)
         _legend(figure, axis, columns=2)
-        _adjust(figure, left=_label_room(groups, 22), right=0.97, bottom=0.46, top=0.28)
+        _adjust(figure, left=_label_room(groups, 22), right=0.97, bottom=0.46, top=0.12 + 0.2 * ((len(bars) + 1) // 2))
     return svg(name, f"{x_label} by group and arm")
 
 

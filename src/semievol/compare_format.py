@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from semievol.compare_text import duration, large
 from semievol.report_tables import Mark, format_bytes, place_marks
-from semievol.report_text import interval, percent, signed
+from semievol.report_text import MINUS, interval, percent, signed
 
 DASH = "\N{EN DASH}"
 SIGNAL_TITLES = {
@@ -46,7 +46,7 @@ def format_value(value: Any, kind: str) -> str:
     if value is None or value == "":
         return DASH
     if kind == "percent":
-        return percent(value)
+        return percent(value).replace("-", MINUS)
     if kind == "points":
         return signed(value)
     if kind == "interval":

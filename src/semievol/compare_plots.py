@@ -23,16 +23,24 @@ def draw_figures(data: ComparisonData, results: Mapping[str, Any]) -> Figures:
     """Every figure that there are values for."""
     measured = [entry for entry in results["arms"] if entry["value"] is not None]
     y_label = f"{METRIC_NAMES[results['metric']]} (%)"
-    found = {
-        "forest": _forest(results),
-        "cost": _costs(measured, results, y_label),
-        "parts": _parts(results),
-        **{f"sweep_{n}": _sweep(key, results, y_label) for n, key in enumerate(results["sweep"], 1)},
-        "risk_coverage": _risk_coverage(results),
-        "reliability": _reliability(measured, results),
-        "entropy": _entropy(data, results),
-        "groups": _groups(results, y_label),
-    }
+    found = {}
+    for number, key in enumerate(results["sweep"], 1):
+        found[f"sweep_{number}"] = _sweep(f"sweep_{number}", key, measured, results, y_label)
+        against = [{**d, "value": d["difference"]} for d in results["differences"]]
+        difference_label = f"points against {results['reference_label']}"
+        found[f"sweep_difference_{number}"] = _sweep(
+            f"sweep_difference_{number}", key, against, results, difference_label
+        )
+    if not results["sweep"]:  # a panel or a dot for each point of a sweep would say nothing
+        found |= {
+            "forest": _forest(results),
+            "cost": _costs(measured, results, y_label),
+            "parts": _parts(results),
+            "reliability": _reliability(measured, results),
+            "entropy": _entropy(data, results),
+            "groups": _groups(results, y_label),
+        }
+    found["risk_coverage"] = _risk_coverage(results)
     return {name: svg for name, svg in found.items() if svg}
 
 
@@ -79,37 +87,37 @@ def _costs(measured: Sequence[Mapping[str, Any]], results: Mapping[str, Any], y_
     return compare_figures.draw_costs("cost", points, y_label=y_label) if len(points) > 1 else ""
 
 
-def _sweep(key: str, results: Mapping[str, Any], y_label: str) -> str:
-    """One line for each arm and each combination of the other keys."""
+def _sweep(name: str, key: str, entries: Sequence[Mapping[str, Any]], results: Mapping[str, Any], y_label: str) -> str:
+    """One line for each arm and each combination of the other keys; the method first, then the reference."""
     values = results["sweep"][key]
     texts = [value_text(value) for value in values]
     is_number = key not in NOMINAL_KEYS and all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in values
     )
-    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for entry in results["arms"]:
-        if entry["value"] is not None and key in entry["setting"]:
-            rest = {k: v for k, v in entry["setting"].items() if k != key}
-            lines.setdefault((entry["arm"], setting_text(rest)), []).append(entry)
+    gold = {entry["arm"]: entry["uses_gold"] for entry in results["arms"]}
+    lines: dict[tuple[str, str], list[tuple[float, Mapping[str, Any]]]] = {}
+    for entry in entries:
+        if key in entry["setting"]:
+            value = entry["setting"][key]
+            rest = setting_text({k: v for k, v in entry["setting"].items() if k != key})
+            place = float(value) if is_number else float(texts.index(value_text(value)))
+            lines.setdefault((entry["arm"], rest), []).append((place, entry))
+    order = {results["main"]: 0, results["reference"]: 1}
     drawn = []
-    for (arm, rest), entries in lines.items():
-        places = [
-            e["setting"][key] if is_number else float(texts.index(value_text(e["setting"][key]))) for e in entries
-        ]
-        ordered = [e for _, e in sorted(zip(places, entries, strict=True), key=lambda pair: pair[0])]
-        label = arm_label(arm, uses_gold=entries[0]["uses_gold"])
+    for (arm, rest), found in sorted(lines.items(), key=lambda line: order.get(line[0][0], 2)):
+        found.sort(key=lambda pair: pair[0])
+        label = arm_label(arm, uses_gold=gold[arm])
         drawn.append(
             SweepLine(
                 f"{label}, {rest}" if rest else label,
-                sorted(places),
-                [e["value"] for e in ordered],
-                [e["ci_low"] for e in ordered],
-                [e["ci_high"] for e in ordered],
+                [place for place, _ in found],
+                [e["value"] for _, e in found],
+                [e["ci_low"] for _, e in found],
+                [e["ci_high"] for _, e in found],
             )
         )
     if not drawn:
         return ""
-    name = f"sweep_{list(results['sweep']).index(key) + 1}"
     ticks = None if is_number else texts
     return compare_figures.draw_sweep(name, drawn, x_label=KEY_TITLES.get(key, key), y_label=y_label, ticks=ticks)
 
@@ -139,10 +147,10 @@ def _entropy(data: ComparisonData, results: Mapping[str, Any]) -> str:
 
 def _groups(results: Mapping[str, Any], y_label: str) -> str:
     """Of the reference, the method, and those that follow in the table."""
-    if results["sweep"] or not results["groups"]:
+    if not results["groups"]:
         return ""
     arms = list(dict.fromkeys(line["arm"] for line in results["groups"]))
-    first = [arm for arm in (results["reference"], results["main"]) if arm in arms]
+    first = [arm for arm in (results["main"], results["reference"]) if arm in arms]
     chosen = list(dict.fromkeys([*first, *arms]))[:MOST_GROUPED]
     groups = list(dict.fromkeys(line["group"] for line in results["groups"]))
     gold = {entry["arm"]: entry["uses_gold"] for entry in results["arms"]}

@@ -4,7 +4,7 @@ All of it is worked out again from the rows in the run folders, so a copied fold
 
     compare.html               the page, one file that needs no network
     results.json               every number (schema in `build_results`)
-    tables/<name>.csv|md|tex   main, differences, parts, spread, cost, calibration, signals, groups, sweep, runs
+    tables/<name>.csv|md|tex   main, differences, parts, gap, spread, cost, calibration, signals, groups, sweep, runs
     figures/<name>.svg
 """
 
@@ -35,7 +35,7 @@ from semievol.compare_results import (
     metric_name,
 )
 from semievol.compare_tables import build_tables
-from semievol.compare_text import arm_label, cell_label, write_verdict
+from semievol.compare_text import KEY_TITLES, arm_label, cell_label, write_verdict
 from semievol.errors import ConfigError
 from semievol.report import page_environment
 from semievol.report_text import METRIC_NAMES
@@ -46,6 +46,8 @@ METHOD = "semievol"
 """The arm that the verdict is about, where it ran."""
 FALLBACKS = ("sft_matched", "sft", "zero_shot")
 """What the method is compared with where it is the reference itself."""
+TABLES = ["main", "differences", "parts", "gap", "spread", "cost", "calibration", "signals", "groups", "sweep", "runs"]
+SWEEP_FIGURES = ("sweep", "sweep_difference")
 WRITERS: Mapping[str, Callable[[Table], str]] = {"csv": table_csv, "md": table_markdown, "tex": table_latex}
 
 
@@ -130,7 +132,6 @@ def draw_page(results: Mapping[str, Any], tables: Mapping[str, Table], figures: 
     environment.filters["cell"] = format_value
     environment.globals["table_marks"] = table_marks
     marked = {name: _mark_rows(table, results) for name, table in tables.items()}
-    names = ("main", "differences", "parts", "spread", "cost", "calibration", "signals", "groups", "sweep", "runs")
     shown = ("forest", "cost", "parts", "risk_coverage", "reliability", "entropy", "groups")
     n_drawable = len({entry["label"] for entry in results["arms"] if entry["value"] is not None})
     source = next((entry["label"] for entry in results["arms"] if entry["signals"] and _is_drawn(entry, results)), "")
@@ -139,19 +140,13 @@ def draw_page(results: Mapping[str, Any], tables: Mapping[str, Table], figures: 
         results=results,
         verdict=results["verdict"],
         metric=METRIC_NAMES[results["metric"]],
-        tables={name: marked.get(name) for name in names},
+        tables={name: marked.get(name) for name in TABLES},
         figures={name: Markup(figures.get(name, "")) for name in shown},
         sweeps=[
-            (key, Markup(figures[f"sweep_{place}"]))
+            (KEY_TITLES.get(key, key), *(Markup(figures.get(f"{name}_{place}", "")) for name in SWEEP_FIGURES))
             for place, key in enumerate(results["sweep"], 1)
-            if f"sweep_{place}" in figures
         ],
-        failures=[
-            {"arm": entry["label"], **run}
-            for entry in results["arms"]
-            for run in entry["unfinished"]
-            if run["status"] == "failed"
-        ],
+        failures=list_failures(results),
         arms=list({entry["arm"]: entry | {"label": _plain_label(entry)} for entry in results["arms"]}.values()),
         hidden_arms=n_drawable > MOST_DRAWN,
         drawn_arms=MOST_DRAWN,
@@ -179,12 +174,7 @@ def short_table(folder: Path) -> Group:
         table.add_row(*(Text(format_value(row[c.key], c.kind)) for c in main.columns), style=style)
     verdict = results["verdict"]
     lines = [f"{question} {answer}" for question, answer in verdict["points"]]
-    failed = [
-        f"{entry['label']}, split {run['split']}, seed {run['seed']} failed: {run['error']}"
-        for entry in results["arms"]
-        for run in entry["unfinished"]
-        if run["status"] == "failed"
-    ]
+    failed = [f"{f['label']} failed, {f['runs']}: {f['error']}" for f in list_failures(results)]
     notes = (Text(line, style="dim") for line in verdict["remarks"])
     return Group(Text(verdict["sentence"], style="bold"), *map(Text, lines), table, *map(Text, failed), *notes)
 
@@ -207,6 +197,17 @@ def compare_parts(data: ComparisonData, main: str) -> list[PairedResult]:
     found = [paired for cell in cells if (paired := compare_cells(data, whole, cell)) is not None]
     adjusted = metrics.holm([f.p_value for f in found]).tolist() if found else []
     return [replace(f, p_holm=p) for f, p in zip(found, adjusted, strict=True)]
+
+
+def list_failures(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """label, runs and error of the runs that failed; runs of one arm with the same error stand together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for entry in results["arms"]:
+        for run in entry["unfinished"]:
+            if run["status"] == "failed":
+                where = f"split {run['split']} " if len(results["splits"]) > 1 else ""
+                found.setdefault((entry["label"], run["error"]), []).append(f"{where}seed {run['seed']}")
+    return [{"label": label, "runs": ", ".join(runs), "error": error} for (label, error), runs in found.items()]
 
 
 def _headline(data: ComparisonData, main: str) -> dict[str, Any] | None:
@@ -260,9 +261,16 @@ def _is_drawn(entry: Mapping[str, Any], results: Mapping[str, Any]) -> bool:
 
 def _mark_rows(table: Table, results: Mapping[str, Any]) -> Table:
     """Give each row its place, and the colour of its arm."""
-    kinds = {entry["label"]: arm_kind(entry, results) for entry in results["arms"]}
+    kinds = {entry["arm"]: arm_kind(entry, results) for entry in results["arms"]}
     rows = []
     for place, row in enumerate(table.rows):
-        kind = kinds.get(row.get("arm", ""), "") if table.columns[0].key == "arm" else ""
-        rows.append({**row, "place": place, "kind": kind, "is_main": kind == "main" and table.name == "main"})
+        kind = kinds[row["name"]] if table.columns[0].key == "arm" else ""
+        rows.append(
+            {
+                **row,
+                "place": place,
+                "kind": kind,
+                "is_main": kind == "main" and table.name == "main" and not results["sweep"],
+            }
+        )
     return table._replace(rows=tuple(rows))

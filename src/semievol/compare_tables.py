@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semievol.compare_format import SIGNAL_TITLES, Column, Table
-from semievol.compare_text import cell_label
+from semievol.compare_load import value_text
+from semievol.compare_text import arm_label, cell_label
 from semievol.report_text import METRIC_NAMES
 
 METHOD_TITLES = {
@@ -24,6 +25,7 @@ def build_tables(results: Mapping[str, Any]) -> dict[str, Table]:
         _main_table(results),
         _difference_table(results),
         _part_table(results),
+        _gap_table(results),
         _spread_table(results),
         _cost_table(results),
         _calibration_table(results),
@@ -32,31 +34,32 @@ def build_tables(results: Mapping[str, Any]) -> dict[str, Table]:
         _sweep_table(results),
         _run_table(results),
     )
-    return {table.name: table for table in tables if table.rows}
+    return {table.name: _fill(table) for table in tables if table.rows}
+
+
+def _fill(table: Table) -> Table:
+    """None for what a row lacks: the keys that a point of a sweep leaves as they are."""
+    empty = {column.key: None for column in table.columns}
+    return table._replace(rows=tuple({**empty, **row} for row in table.rows))
 
 
 def _main_table(results: Mapping[str, Any]) -> Table:
     differences = {_key(d): d for d in results["differences"]}
-    gaps = {_key(g): g for g in results["gap_closed"]}
     metric = METRIC_NAMES[results["metric"]]
     columns = [
-        Column("arm", "arm"),
+        *_arm_columns(results),
         Column("value", f"{metric} (%)", "percent"),
         Column("interval", "95% interval", "interval"),
         Column("difference", "difference", "points"),
-        Column("difference_interval", "95% interval of it", "interval"),
+        Column("difference_interval", "95% interval", "interval"),
         Column("p_holm", "p (Holm)", "p"),
-        Column("gap_closed", "gap closed (%)", "percent"),
-        Column("gap_interval", "95% interval of it", "interval"),
         Column("seconds", "time a run", "duration"),
         Column("tokens", "tokens", "large"),
         Column("state", "state"),
     ]
-    if not gaps:
-        columns = [c for c in columns if not c.key.startswith("gap")]
     rows = []
     for e in results["arms"]:
-        d, g = differences.get(_key(e)), gaps.get(_key(e))
+        d = differences.get(_key(e))
         rows.append(
             {
                 **_names(e),
@@ -65,8 +68,6 @@ def _main_table(results: Mapping[str, Any]) -> Table:
                 "difference": d and d["difference"],
                 "difference_interval": _ends(d),
                 "p_holm": d and d["p_holm"],
-                "gap_closed": g and g["value"],
-                "gap_interval": _ends(g),
                 "seconds": e["cost"] and e["cost"]["seconds"],
                 "tokens": e["cost"] and sum(e["cost"][k] for k in _TOKENS),
                 "state": _state(e),
@@ -86,19 +87,22 @@ _TOKENS = ("prompt_tokens", "completion_tokens", "train_tokens")
 
 
 def _difference_table(results: Mapping[str, Any]) -> Table:
-    return _paired_table("differences", "Differences from the reference", results, results["differences"])
+    title = f"Differences from {results['reference_label']}"
+    return _paired_table("differences", title, results, results["differences"], arm="arm")
 
 
 def _part_table(results: Mapping[str, Any]) -> Table:
-    title = "What the parts are worth: the whole method minus the arm that lacks or changes one"
-    return _paired_table("parts", title, results, results["parts"])
+    title = f"{results['main_label']} minus the arm that lacks a part"
+    return _paired_table("parts", title, results, results["parts"], arm="reference")
 
 
-def _paired_table(name: str, title: str, results: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Table:
+def _paired_table(
+    name: str, title: str, results: Mapping[str, Any], found: Sequence[Mapping[str, Any]], *, arm: str
+) -> Table:
+    """A line for each difference, under the name of that side which changes (`arm`)."""
     gold = {e["arm"]: e["uses_gold"] for e in results["arms"]}
     columns = (
-        Column("arm", "arm"),
-        Column("reference", "minus"),
+        *_arm_columns(results),
         Column("difference", "points", "points"),
         Column("interval", "95% interval", "interval"),
         Column("p_value", "p", "p"),
@@ -106,30 +110,52 @@ def _paired_table(name: str, title: str, results: Mapping[str, Any], found: Sequ
         Column("detectable", "detectable (points)", "percent"),
         Column("n_runs", "runs", "count"),
         Column("n_rows", "rows", "count"),
-        Column("method", "test"),
         Column("bootstrap", "seed-row bootstrap", "interval"),
+        Column("method", "test"),
         Column("unpaired", "left out"),
     )
     rows = [
         {
             **d,
-            "arm": cell_label(d["arm"], d["setting"], uses_gold=gold[d["arm"]]),
-            "reference": cell_label(d["reference"], {}, uses_gold=gold[d["reference"]]),
+            **_names(d | {"arm": d[arm], "uses_gold": gold[d[arm]]}),
             "interval": _ends(d),
             "bootstrap": None if d["bootstrap_low"] is None else (d["bootstrap_low"], d["bootstrap_high"]),
             "method": METHOD_TITLES[d["method"]],
-            "unpaired": "; ".join(d["unpaired"]),
+            "unpaired": "; ".join(run if len(results["splits"]) > 1 else run.split(", ")[-1] for run in d["unpaired"]),
         }
         for d in found
     ]
     drop = {key for key in ("unpaired", "bootstrap") if not any(row[key] for row in rows)}
+    methods = list(dict.fromkeys(row["method"] for row in rows))
     note = "Detectable: the true difference that would be found four times in five with these runs and rows."
+    if len(methods) == 1:
+        drop.add("method")
+        note += f" Test: {methods[0]}."
+    sizes = {row["n_rows"] for row in rows}
+    if len(sizes) == 1:
+        drop.add("n_rows")
+        note += f" Test rows: {sizes.pop():,}."
     return Table(name, title, tuple(c for c in columns if c.key not in drop), tuple(rows), None, note)
+
+
+def _gap_table(results: Mapping[str, Any]) -> Table:
+    gold = {e["arm"]: e["uses_gold"] for e in results["arms"]}
+    columns = (
+        *_arm_columns(results),
+        Column("value", "gap closed (%)", "percent"),
+        Column("interval", "95% interval", "interval"),
+        Column("reason", "why not"),
+    )
+    rows = [{**g, **_names(g | {"uses_gold": gold[g["arm"]]}), "interval": _ends(g)} for g in results["gap_closed"]]
+    if not any(row["reason"] for row in rows):
+        columns = tuple(c for c in columns if c.key != "reason")
+    note = "Share of the way from SFT (0) to SFT on all gold (100), with Fieller's interval."
+    return Table("gap", "Gap closed", columns, tuple(rows), ("value", "interval", True), note)
 
 
 def _spread_table(results: Mapping[str, Any]) -> Table:
     columns = [
-        Column("arm", "arm"),
+        *_arm_columns(results),
         Column("value", f"{METRIC_NAMES[results['metric']]} (%)", "percent"),
         Column("seed_sd", "sd over seeds", "percent"),
         Column("split_sd", "sd over splits", "percent"),
@@ -156,7 +182,7 @@ def _spread_table(results: Mapping[str, Any]) -> Table:
 
 def _cost_table(results: Mapping[str, Any]) -> Table:
     columns = (
-        Column("arm", "arm"),
+        *_arm_columns(results),
         Column("value", f"{METRIC_NAMES[results['metric']]} (%)", "percent"),
         Column("seconds", "time", "duration"),
         Column("shared_seconds", "of it shared", "duration"),
@@ -180,7 +206,7 @@ def _cost_table(results: Mapping[str, Any]) -> Table:
 def _calibration_table(results: Mapping[str, Any]) -> Table:
     rows = [{**e["calibration"], **_names(e)} for e in results["arms"] if e["calibration"] is not None]
     columns = (
-        Column("arm", "arm"),
+        *_arm_columns(results),
         Column("ece", "ECE (%)", "percent"),
         Column("brier", "Brier score", "decimal"),
         Column("mean_entropy", "mean entropy (nats)", "decimal"),
@@ -192,19 +218,23 @@ def _calibration_table(results: Mapping[str, Any]) -> Table:
 
 
 def _signal_table(results: Mapping[str, Any]) -> Table:
+    """An arm a line, the area of each signal across."""
+    rated = [e for e in results["arms"] if e["signals"]]
     rows = [
-        {**s, **_names(e), "signal": SIGNAL_TITLES[s["signal"]], "gain": s["error"] - s["aurc"]}
-        for e in results["arms"]
-        for s in e["signals"]
+        {
+            **_names(e),
+            "n": e["signals"][0]["n"],
+            "error": e["signals"][0]["error"],
+            **{s["signal"]: s["aurc"] for s in e["signals"]},
+        }
+        for e in rated
     ]
+    used = {s["signal"] for e in rated for s in e["signals"]}
     columns = (
-        Column("arm", "arm"),
-        Column("signal", "signal"),
-        Column("aurc", "AURC (%)", "percent"),
-        Column("aurc_sd", "sd over runs", "percent"),
-        Column("error", "wrong labels (%)", "percent"),
-        Column("gain", "gain (points)", "points"),
+        *_arm_columns(results),
         Column("n", "labels a run", "count"),
+        Column("error", "wrong (%)", "percent"),
+        *(Column(signal, f"AURC, {title} (%)", "percent") for signal, title in SIGNAL_TITLES.items() if signal in used),
     )
     note = (
         "AURC: area under the risk-coverage curve, lower is better; a signal that knows nothing has the share of wrong "
@@ -215,12 +245,12 @@ def _signal_table(results: Mapping[str, Any]) -> Table:
 
 def _group_table(results: Mapping[str, Any]) -> Table:
     """Groups down, arms across."""
-    names = {(g["arm"], str(g["setting"])): None for g in results["groups"]}
-    labels = {(e["arm"], str(e["setting"])): e["label"] for e in results["arms"]}
+    names = list(dict.fromkeys(_key(g) for g in results["groups"]))
+    labels = {_key(e): e["label"] for e in results["arms"]}
     by_group: dict[str, dict[str, Any]] = {}
     for g in results["groups"]:
         row = by_group.setdefault(g["group"], {"group": g["group"], "n": g["n"], **{str(k): None for k in names}})
-        row[str((g["arm"], str(g["setting"])))] = g["value"]
+        row[str(_key(g))] = g["value"]
     columns = (
         Column("group", "group"),
         Column("n", "rows", "count"),
@@ -256,7 +286,7 @@ def _run_table(results: Mapping[str, Any]) -> Table:
             rows.append({**_names(e), **run, "status": "done", "error": ""})
         rows += [{**_names(e), **run, "value": None, "n_unparsed": None} for run in e["unfinished"]]
     columns = (
-        Column("arm", "arm"),
+        *_arm_columns(results),
         Column("split", "split", "count"),
         Column("seed", "seed", "count"),
         Column("value", f"{METRIC_NAMES[results['metric']]} (%)", "percent"),
@@ -267,8 +297,15 @@ def _run_table(results: Mapping[str, Any]) -> Table:
     return Table("runs", "Runs", columns, tuple(rows))
 
 
+def _arm_columns(results: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The arm, and in a sweep a column for each key."""
+    return (Column("arm", "arm"), *(Column(f"set {key}", key) for key in results["sweep"]))
+
+
 def _names(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"arm": entry["label"]}
+    """What the columns of `_arm_columns` hold."""
+    settings = {f"set {key}": value_text(value) for key, value in entry["setting"].items()}
+    return settings | {"arm": arm_label(entry["arm"], uses_gold=entry["uses_gold"]), "name": entry["arm"]}
 
 
 def _state(entry: Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ from semievol.compare_load import setting_text
 from semievol.report_text import METRIC_NAMES, MINUS, interval, p_value, percent, plural, signed
 
 ARM_LABELS = {
+    "zero_shot": "Zero-shot",
+    "self_consistency": "Self-consistency",
     "few_shot_bm25": "Few-shot, BM25",
     "few_shot_dense": "Few-shot, dense",
     "sft": "SFT",
@@ -122,7 +124,7 @@ def _pay_sentence(headline: Mapping[str, Any], results: Mapping[str, Any]) -> st
 
 def _certainty(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     runs = plural(headline["n_runs"], "paired run")
-    text = f"{p_value(headline['p_value']).capitalize()} over {runs} and {plural(headline['n_rows'], 'test row')}"
+    text = f"{p_value(headline['p_value'])} over {runs} and {plural(headline['n_rows'], 'test row')}"
     family = next(
         (
             d
@@ -191,7 +193,7 @@ def _gap(arm: str, results: Mapping[str, Any]) -> str:
 
 def _sweep_sentence(results: Mapping[str, Any]) -> str:
     entries = [e for e in results["arms"] if e["arm"] == results["main"] and e["value"] is not None]
-    keys = " and ".join(results["sweep"])
+    keys = " and ".join(KEY_TITLES.get(key, key) for key in results["sweep"])
     if not entries:
         return f"Nothing is measured yet over {keys}."
     values = [e["value"] for e in entries]
@@ -219,7 +221,7 @@ def _sweep_points(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         if line["arm"] == results["main"]:
             points.append(
                 (
-                    f"Does {line['key']} matter?",
+                    f"Does {KEY_TITLES.get(line['key'], line['key'])} matter?",
                     f"Over its {line['n_values']} values the mean moves between {percent(line['least'])}% and "
                     f"{percent(line['most'])}%, standard deviation {percent(line['sd'])} points.",
                 )
