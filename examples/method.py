@@ -17,10 +17,10 @@ from semievol.answers import closed_set, parse_answer
 from semievol.backends.base import Generator, open_generator, open_retriever, open_trainer
 from semievol.config import parse_config
 from semievol.demo.tickets import QUEUES, generate_tickets
+from semievol.demonstrations import retrieve
 from semievol.metrics import paired_difference
 from semievol.prompts import PromptBuilder
 from semievol.sft import build_sft_rows
-from semievol.stages.retrieve import retrieve
 from semievol.stages.select import find_threshold
 from semievol.types import ChoiceScores, Example, ModelRef, Request, Sampling, TaskFacts, choice_letter
 

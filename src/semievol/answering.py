@@ -1,14 +1,16 @@
 """Ask a model for the answers to rows, the same way for evaluation, prediction and confidence.
 
-Closed answer sets (choice, label) are scored exactly where the generator can; open ones are decoded greedily.
+Closed answer sets (choice, label) are scored exactly where the generator can; open ones are decoded greedily. Several
+samples of one row can vote (self-consistency, arXiv:2203.11171).
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import tee
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from semievol.answers import closed_set, parse_answer
+from semievol.answers import closed_set, normal_form, parse_answer
 from semievol.config import RunConfig
 from semievol.prompts import PromptBuilder
 from semievol.types import (
@@ -26,6 +28,8 @@ from semievol.types import (
 
 Score = Callable[[Iterable[ChoiceRequest]], Iterator[ChoiceScores]]
 Generate = Callable[[Iterable[Request], Sampling], Iterator[Result]]
+Ask = Callable[[Example], tuple[Message, ...]]
+"""Makes the prompt of a row."""
 
 MAX_TOKENS = {"choice": 16, "label": 32, "number": 32, "span": 64, "text": 512}
 """Most tokens of a completion, where the config gives no number."""
@@ -65,12 +69,46 @@ def best_answer(scores: ChoiceScores, answers: Sequence[str]) -> tuple[str, int]
     return answers[index], index
 
 
+class Vote(NamedTuple):
+    """What several answers to one row agree on."""
+
+    answer: str | None
+    """The most frequent parsed answer; ties go to the one seen first; None if none could be parsed."""
+    agreement: float
+    """Share of all answers, unparsable ones too, behind `answer`, in [0, 1]."""
+
+    @property
+    def is_consensus(self) -> bool:
+        """Whether every one of them is this answer."""
+        return self.answer is not None and self.agreement == 1.0
+
+
+def count_votes(answers: Sequence[str | None], prompts: PromptBuilder) -> Vote:
+    """Find the answer with the most votes."""
+    forms = [None if a is None else normal_form(a, prompts.task) for a in answers]
+    parsed = [form for form in forms if form is not None]
+    if not parsed:
+        return Vote(None, 0.0)
+    winner, n = Counter(parsed).most_common(1)[0]  # equal counts: the one seen first
+    return Vote(answers[forms.index(winner)], n / len(answers))
+
+
+def share_behind(answer: str, answers: Sequence[str | None], prompts: PromptBuilder) -> float:
+    """Share of `answers` that are `answer`; unparsable ones count as others."""
+    form = normal_form(answer, prompts.task)
+    return sum(a is not None and normal_form(a, prompts.task) == form for a in answers) / len(answers)
+
+
 def predict_exactly(
-    examples: Iterable[Example], prompts: PromptBuilder, model: ModelRef, score: Score
+    examples: Iterable[Example], prompts: PromptBuilder, model: ModelRef, score: Score, *, ask: Ask | None = None
 ) -> Iterator[Prediction]:
-    """Predictions from exact answer distributions, in the order of the rows; `score` and `target` are left empty."""
+    """Predictions from exact answer distributions, in the order of the rows; `score` and `target` are left empty.
+
+    `ask` makes the prompts; None puts the question alone, as for the other two ways to predict.
+    """
     asked, kept = tee(examples)
-    requests = (choice_request(e, prompts.answer(e), model, prompts) for e in asked)
+    put = ask or prompts.answer
+    requests = (choice_request(e, put(e), model, prompts) for e in asked)
     for example, scores in zip(kept, score(requests), strict=True):
         answer, index = best_answer(scores, closed_set(example, prompts.task, prompts.facts))
         yield Prediction(
@@ -86,13 +124,45 @@ def predict_exactly(
 
 
 def predict_greedily(
-    examples: Iterable[Example], prompts: PromptBuilder, model: ModelRef, generate: Generate, *, max_tokens: int
+    examples: Iterable[Example],
+    prompts: PromptBuilder,
+    model: ModelRef,
+    generate: Generate,
+    *,
+    max_tokens: int,
+    ask: Ask | None = None,
 ) -> Iterator[Prediction]:
     """Predictions from greedy completions, in the order of the rows; an unparsable or failed one has answer None."""
     asked, kept = tee(examples)
-    requests = (Request(e.id, prompts.answer(e), model) for e in asked)
+    put = ask or prompts.answer
+    requests = (Request(e.id, put(e), model) for e in asked)
     for example, result in zip(kept, generate(requests, Sampling(temperature=0.0, max_tokens=max_tokens)), strict=True):
         yield _from_completion(example, result.completions[0] if result.completions else None, prompts)
+
+
+def predict_by_vote(
+    examples: Iterable[Example],
+    prompts: PromptBuilder,
+    model: ModelRef,
+    generate: Generate,
+    *,
+    sampling: Sampling,
+    seed: Callable[[Example], int],
+    ask: Ask | None = None,
+) -> Iterator[Prediction]:
+    """Majority answers of `sampling.n` completions, in the order of the rows.
+
+    Unparsable samples vote for nothing; the confidence is the share of all samples behind the answer. A row without
+    any parsable sample, or whose request failed, has answer None.
+    """
+    asked, kept = tee(examples)
+    put = ask or prompts.answer
+    requests = (Request(e.id, put(e), model, seed(e)) for e in asked)
+    for example, result in zip(kept, generate(requests, sampling), strict=True):
+        answers = [parse_answer(c.text, example, prompts.task, prompts.facts) for c in result.completions]
+        vote = count_votes(answers, prompts)
+        sure = None if vote.answer is None else round(vote.agreement, 6)
+        yield Prediction(example.id, vote.answer, None, None, confidence=sure, group=example.group)
 
 
 def _from_completion(example: Example, completion: Completion | None, prompts: PromptBuilder) -> Prediction:

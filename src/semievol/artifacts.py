@@ -30,8 +30,10 @@ SEALED_GOLD = "data/sealed_gold"
 class RunDir:
     """The folder of one run. `path` is made when something is first written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, rows: Path | None = None) -> None:
+        """`rows` is the file of the row store, which runs may share; None: one of its own, in the folder."""
         self.path = path
+        self._rows = path / ROWS if rows is None else rows
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -134,15 +136,16 @@ class RunDir:
 
     def forget_stages(self, names: Sequence[str]) -> None:
         """Take stages out of the manifest, so that they run again."""
-        kept = {name: entry for name, entry in self.manifest().items() if name not in set(names)}
-        if self.path.exists():
+        known = self.manifest()
+        kept = {name: entry for name, entry in known.items() if name not in set(names)}
+        if len(kept) < len(known):
             self.write_json("manifest", kept)
 
     def rows(self) -> "RowStore":
         """Open the row store."""
-        with _clear_disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            return RowStore(self.path / ROWS)
+        with _clear_disk_errors(self._rows):
+            self._rows.parent.mkdir(parents=True, exist_ok=True)
+            return RowStore(self._rows)
 
 
 class RowStore:

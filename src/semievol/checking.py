@@ -29,13 +29,12 @@ from semievol.costs import (
     plan_stages,
     rows_a_step,
 )
+from semievol.demonstrations import fit_demonstrations, retrieve
 from semievol.errors import SemiEvolError
 from semievol.loading import LoadedData, load_examples
 from semievol.prompts import PromptBuilder
 from semievol.stage import Backends, SilentReporter, StageContext
 from semievol.stages import data as data_stage
-from semievol.stages.propagate import fit_demonstrations
-from semievol.stages.retrieve import retrieve
 from semievol.surroundings import check_folder, check_hub, check_model, missing_packages
 from semievol.timing import measure_speed, spread, stage_seconds
 from semievol.timing import to_json as timing_json

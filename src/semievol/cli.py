@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,22 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Override config keys, for example `select.keep_fraction=0.3`."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+Source = Annotated[str, typer.Argument(metavar="CONFIG", help="Config file, `demo:tickets` or `demo:docstrings`.")]
+Seeds = Annotated[str, typer.Option(help="How many seeds of training and sampling, or a list: `5`, or `3,4,7`.")]
+Splits = Annotated[str, typer.Option(help="How many cuts of the rows, or a list; a demo makes new rows for each.")]
+Reference = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Arm to compare with [default: sft_matched, or the first there is]."),
+]
+UseGold = Annotated[
+    bool,
+    typer.Option("--use-gold", help="Open the sealed targets of the unlabelled rows: for the oracle arms and audits."),
+]
+BaseModel = Annotated[Optional[str], typer.Option("--model", help="Another base model: hub id or folder.")]  # noqa: UP045
+Folder = Annotated[Optional[Path], typer.Option("--output-dir", "-o", help="Folder of the comparison.")]  # noqa: UP045
+Jobs = Annotated[int, typer.Option(min=1, help="Processes; each takes the runs of one split and seed.")]
+Format = Annotated[str, typer.Option("--format", help="Of the table: `text`, `csv`, `md` or `tex`.")]
 
 
 def main() -> None:
@@ -162,12 +179,23 @@ def status(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     json_output: Json = False,
 ) -> None:
-    """Show which stages of a run are done, and what they found.
+    """Show which stages of a run, or which runs of a comparison, are done, and what they found.
 
     Example: `semievol status runs/demo-tickets-seed-0`
     """
+    from semievol.comparison import is_comparison
     from semievol.summary import render_status, status_of
 
+    if is_comparison(run_path):
+        from semievol.compare_command import describe_failures, status_of_comparison
+
+        counts = status_of_comparison(run_path)
+        if json_output:
+            _print_json(counts)
+        else:
+            typer.echo(f"{counts['done']} runs done, {counts['failed']} failed, {counts['pending']} pending")
+            typer.echo(describe_failures(run_path), nl=False)
+        return
     found = status_of(run_path)
     if json_output:
         _print_json(found)
@@ -239,6 +267,131 @@ def export(
     from semievol.exporting import export_model
 
     typer.echo(f"wrote {export_model(run_path, output, merge=merge, which=which)}")
+
+
+@app.command()
+def compare(
+    config: Source,
+    overrides: Overrides = None,
+    arms: Annotated[str, typer.Option(help="`all`, or names with commas; an unknown one lists them.")] = "all",
+    seeds: Seeds = "5",
+    splits: Splits = "1",
+    reference: Reference = None,
+    use_gold: UseGold = False,
+    model: BaseModel = None,
+    output_dir: Folder = None,
+    jobs: Jobs = 1,
+    table_format: Format = "text",
+    json_output: Json = False,
+) -> None:
+    """Run several ways to use the same rows, over seeds, and say which is better and how sure that is.
+
+    Example: `semievol compare demo:tickets --arms sft,sft_matched,semievol --seeds 3`
+    """
+    from semievol.compare_command import check_format, run_comparison
+    from semievol.progress import ConsoleReporter
+
+    check_format(table_format)
+    settings = [*(overrides or []), *([f"model.path={model}"] if model else [])]
+    with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
+        folder = run_comparison(
+            config,
+            settings,
+            arms=arms,
+            seeds=seeds,
+            splits=splits,
+            reference=reference,
+            use_gold=use_gold,
+            output_dir=output_dir,
+            jobs=jobs,
+            reporter=reporter,
+        )
+    _show_comparison(folder, table_format=table_format, json_output=json_output)
+
+
+@app.command()
+def sweep(
+    config: Source,
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=V1,V2,...",
+            help="What is swept: a config key, or `n`, `theta`, `k`, `unlabeled_ratio`, `rewordings=5`. "
+            "A config key with one value is an override.",
+        ),
+    ],
+    arms: Annotated[Optional[str], typer.Option(help="[default: sft_matched,semievol]")] = None,  # noqa: UP045
+    cartesian: Annotated[
+        bool, typer.Option("--cartesian", help="All combinations, in the place of one key at a time.")
+    ] = False,
+    seeds: Seeds = "5",
+    splits: Splits = "1",
+    reference: Reference = None,
+    use_gold: UseGold = False,
+    model: BaseModel = None,
+    output_dir: Folder = None,
+    jobs: Jobs = 1,
+    table_format: Format = "text",
+    json_output: Json = False,
+) -> None:
+    """Run arms at several values of a few keys; stages whose inputs do not change run once.
+
+    Example: `semievol sweep demo:tickets theta=0.3,0.5,0.8 n=1,2,4 --seeds 3`
+    """
+    from semievol.compare_command import check_format, run_sweep
+    from semievol.progress import ConsoleReporter
+
+    check_format(table_format)
+    settings = [*values, *([f"model.path={model}"] if model else [])]
+    with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
+        folder = run_sweep(
+            config,
+            settings,
+            arms=arms,
+            cartesian=cartesian,
+            seeds=seeds,
+            splits=splits,
+            reference=reference,
+            use_gold=use_gold,
+            output_dir=output_dir,
+            jobs=jobs,
+            reporter=reporter,
+        )
+    _show_comparison(folder, table_format=table_format, json_output=json_output)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run or of a comparison.")],
+    table_format: Format = "text",
+    json_output: Json = False,
+) -> None:
+    """Draw the report of a run or a comparison again from its stored rows.
+
+    Example: `semievol report runs/compare-tickets --format md`
+    """
+    from semievol.comparison import is_comparison
+    from semievol.summary import read_run_config
+
+    if is_comparison(folder):
+        _show_comparison(folder, table_format=table_format, json_output=json_output)
+        return
+    config = read_run_config(folder).model_copy(update={"output_dir": str(folder)})
+    _run(config, again=f"semievol report {folder}", from_stage="report", json_output=json_output)
+
+
+def _show_comparison(folder: Path, *, table_format: str, json_output: bool) -> None:
+    from semievol.compare_command import describe_failures, show_comparison
+
+    shown = show_comparison(folder, table_format="json" if json_output else table_format)
+    if isinstance(shown, str):
+        typer.echo(shown)
+    else:
+        _print(shown)
+    failures = describe_failures(folder)
+    if failures:
+        _say_error(failures)
+        raise typer.Exit(1)
 
 
 def _run(config: Any, *, again: str, from_stage: str | None = None, json_output: bool) -> None:

@@ -124,8 +124,10 @@ class DataConfig(Section):
     split: SplitConfig = SplitConfig()
     max_bad_fraction: float = Field(0.0, ge=0, le=1)
     """Share of unusable rows that a run puts up with; the others land in data/rejected.jsonl with their reason."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of splits and draws, so that runs of several seeds can share their rows. None: the run's seed."""
     max_rows: int | None = Field(None, gt=0)
-    """At most this many rows of each file, drawn with the run's seed. None: all."""
+    """At most this many rows of each file, drawn by seed. None: all."""
     max_labeled: int | None = Field(None, gt=0)
     max_unlabeled: int | None = Field(None, gt=0)
     max_test: int | None = Field(None, gt=0)
@@ -281,6 +283,18 @@ class WarmupConfig(Section):
     max_steps: int | None = Field(None, gt=0)
 
 
+class AdaptConfig(Section):
+    """Task-adaptive pretraining (arXiv:2004.10964): language modelling of the questions of L and U before the warm-up.
+
+    The warm-up then goes on from there. None takes the trainer's value.
+    """
+
+    enabled: bool = False
+    learning_rate: float | None = Field(None, gt=0)
+    num_train_epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, gt=0)
+
+
 class RetrieveConfig(Section):
     """In-context propagation: which labelled rows are shown with a row."""
 
@@ -321,8 +335,11 @@ class PropagateConfig(Section):
 
 
 class JustifyConfig(Section):
-    """Self-justification: the warm model sees the question and all answers and gives the final one."""
+    """Self-justification: a model sees the question and all answers, gives the final one and says how sure it is."""
 
+    model: Literal["warm", "base"] = "warm"
+    """Model that justifies and whose confidence in the final answers is taken (paper and released code: warm).
+    base, with configurations of the base alone, needs no warm-up (ablation of in-weight propagation)."""
     when: Literal["disagree", "always", "never"] = "disagree"
     """disagree: rows without consensus (the paper's stress and the released code); always: the paper's equation;
     never: majority of the answers, ties to the earlier configuration."""
@@ -342,6 +359,12 @@ class SelectConfig(Section):
     apply_to: Literal["all", "justified"] = "all"
     """all: the threshold is over U (paper, Eq. 7); justified: consensus rows are all kept, the threshold is over
     the rest (released)."""
+    min_confidence: float | None = Field(None, gt=0, lt=1)
+    """Rows whose answer has a smaller exact probability are dropped, consensus rows too, before the threshold is taken
+    over those that are left (with `keep_fraction: 1` this alone decides). Closed answer sets only. None: no minimum."""
+    min_agreement: float | None = Field(None, gt=0, le=1)
+    """Rows whose final answer is that of a smaller share of the candidates are dropped in the same way. None: no
+    minimum."""
     prompt: Literal["plain", "justify"] = "plain"
     """Prompt under which the confidence is taken: the question alone (paper) or the justification prompt (released)."""
 
@@ -353,6 +376,9 @@ class EvolveConfig(Section):
     """Weights to start from (paper: base; released: the warm-up adapter)."""
     train_on: Literal["labeled+selected", "selected"] = "labeled+selected"
     """Paper, Eq. 9: both; released (and the paper's Algorithm 1): the pseudo-labelled rows alone."""
+    kept_by: Literal["select", "oracle_select", "oracle_full"] = "select"
+    """Stage whose kept rows are trained on. The oracles look at the sealed targets, so they are bounds and no methods;
+    arms of a comparison set them."""
     learning_rate: float | None = Field(None, gt=0)
     """None: the trainer's (paper 1e-4; released 1e-6)."""
     num_train_epochs: float | None = Field(None, gt=0)
@@ -373,6 +399,35 @@ class EvaluateConfig(Section):
     max_tokens: int | None = Field(None, gt=0)
     n_bootstrap: int = Field(2000, ge=200)
     """Draws of the paired bootstrap."""
+
+
+class DistillConfig(Section):
+    """Context distillation, an arm of comparisons: a teacher with demonstrations trains a student without.
+
+    The number of demonstrations is `retrieve.k`. None takes the trainer's value; an epoch sees every answer that has a
+    probability of at least 0.01, so it is longer than one of evolve. `semievol run` does not use this section.
+    """
+
+    teacher: Literal["base", "warm"] = "base"
+    """Model whose exact answer distribution over each unlabelled row is the target; the student starts from the base.
+    """
+    learning_rate: float | None = Field(None, gt=0)
+    num_train_epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, gt=0)
+
+
+class MeasureConfig(Section):
+    """How the arms of a comparison are measured on the test rows: one model each. `semievol run` does not use it."""
+
+    model: Literal["base", "adapted", "warm", "control", "evolved", "distilled"] = "evolved"
+    """The model that answers; it has to be among those that the arm trains."""
+    k: int = Field(0, ge=0)
+    """Nearest labelled rows shown with each test row (few-shot inference), found by the `embedder`; 0: none."""
+    n_samples: int = Field(1, ge=1)
+    """Above 1: the majority of so many sampled answers (self-consistency), ties to the one sampled first.
+    1: exact scores or greedy completions, as `evaluate.answer_with` says."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the samples; without effect where `n_samples` is 1."""
 
 
 class ReportConfig(Section):
@@ -399,6 +454,7 @@ class RunConfig(Section):
     generator: GeneratorConfig = TransformersGeneratorConfig()
     trainer: TrainerConfig = TrlTrainerConfig()
     embedder: EmbedderConfig = Bm25EmbedderConfig()
+    adapt: AdaptConfig = AdaptConfig()
     warmup: WarmupConfig = WarmupConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     propagate: PropagateConfig = PropagateConfig()
@@ -407,7 +463,14 @@ class RunConfig(Section):
     evolve: EvolveConfig = EvolveConfig()
     control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    distill: DistillConfig = DistillConfig()
+    measure: MeasureConfig = MeasureConfig()
     report: ReportConfig = ReportConfig()
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of splits and draws."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     @model_validator(mode="before")
     @classmethod
@@ -439,6 +502,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"select.signal: {self.select.signal} needs a closed answer set, but task.type is {self.task.type}"
             )
+        if self.select.min_confidence is not None and self.task.type not in ("choice", "label"):
+            raise ValueError(f"select.min_confidence needs a closed answer set, but task.type is {self.task.type}")
+        if self.evolve.kept_by != "select" and self.rounds > 1:
+            raise ValueError(f"evolve.kept_by: {self.evolve.kept_by} works on one round; set rounds: 1")
         ranked_unjustified = self.select.apply_to == "all" and self.justify.when != "always"
         if self.select.prompt == "justify" and (self.justify.when == "never" or ranked_unjustified):
             raise ValueError(
@@ -517,7 +584,18 @@ def recipe_differences(config: RunConfig) -> list[tuple[str, Any, Any]]:
     """Method choices that the config sets otherwise than its recipe: (key, value in use, recipe's value)."""
     reference = parse_config({"recipe": config.recipe, "data": config.data.model_dump(), **_backend_types(config)})
     ours, theirs = dict(_flatten(config)), dict(_flatten(reference))
-    sections = ("propagate", "justify", "select", "evolve", "retrieve", "warmup", "trainer", "rounds", "evaluate")
+    sections = (
+        "adapt",
+        "warmup",
+        "retrieve",
+        "propagate",
+        "justify",
+        "select",
+        "evolve",
+        "trainer",
+        "rounds",
+        "evaluate",
+    )
     return [(k, ours[k], theirs.get(k)) for k in ours if k.split(".")[0] in sections and ours[k] != theirs.get(k)]
 
 

@@ -98,7 +98,8 @@ def plan_stages(config: RunConfig, sizes: Sizes) -> list[StagePlan]:
     trained = [n for _, n in rounds]
     # From the base every round trains afresh and the control matches the last one; from the warm model rounds add up.
     matched = trained[-1:] if config.evolve.init == "base" else trained
-    uncertain = config.select.apply_to == "justified"
+    minima = (config.select.min_confidence, config.select.min_agreement)
+    uncertain = config.select.apply_to == "justified" or minima != (None, None)
     settings = stage_trainer_config(config.trainer, config.evolve)
 
     def training(stage: str, what: str, rows: list[int], used: TrainerConfig, at_most: bool) -> StagePlan:
@@ -114,6 +115,10 @@ def plan_stages(config: RunConfig, sizes: Sizes) -> list[StagePlan]:
         _justify(config, sizes, n_answered, closed=closed),
         training("evolve", "SFT with pseudo-labels", trained, settings, uncertain),
     ]
+    if config.adapt.enabled:
+        adapt = stage_trainer_config(config.trainer, config.adapt)
+        n_texts = sizes.n_labeled + sizes.n_unlabeled
+        plans.insert(0, training("adapt", "questions of all rows", [n_texts], adapt, False))
     if config.control.enabled:
         control = training("control", "SFT for as many steps", matched, settings, uncertain)
         plans.append(control._replace(rows=sizes.n_labeled))

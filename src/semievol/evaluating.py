@@ -17,8 +17,8 @@ from semievol.errors import ConfigError
 from semievol.loading import LoadedData, load_examples
 from semievol.predicting import RowAsker, uses_context
 from semievol.runs import FinishedRun, open_run
+from semievol.scoring import score_prediction
 from semievol.stage import WINDOW, Reporter
-from semievol.stages.evaluate import score_prediction
 from semievol.summary import percent
 from semievol.types import EvalResult, Example, ModelRef, Prediction, TaskFacts
 

@@ -29,10 +29,10 @@ WIDTH = 5.0
 """Inches, at 72 units an inch."""
 
 # Placeholders: colours that nothing else draws in, each replaced by a CSS variable.
-_INK, _MUTED, _RULE, _PAPER = "#010203", "#020304", "#030405", "#040506"
-_MODEL_COLOURS = {"base": "#0a0b01", "sft": "#0a0b02", "sft_matched": "#0a0b03", "semievol": "#0a0b04"}
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _RULE: "--rule", _PAPER: "--paper"} | {
-    colour: f"--{model.replace('_', '-')}" for model, colour in _MODEL_COLOURS.items()
+INK, MUTED, RULE, PAPER = "#010203", "#020304", "#030405", "#040506"
+MODEL_COLOURS = {"base": "#0a0b01", "sft": "#0a0b02", "sft_matched": "#0a0b03", "semievol": "#0a0b04"}
+_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} | {
+    colour: f"--{model.replace('_', '-')}" for model, colour in MODEL_COLOURS.items()
 }
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -41,20 +41,20 @@ _STYLE: dict[str, Any] = {
     "axes.labelsize": 10.5,
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "xtick.color": _RULE,
-    "ytick.color": _RULE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "axes.edgecolor": _RULE,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "axes.edgecolor": RULE,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.unicode_minus": True,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
-    "grid.color": _RULE,
+    "grid.color": RULE,
     "grid.linewidth": 0.6,
     "lines.solid_capstyle": "butt",
 }
@@ -103,12 +103,12 @@ def draw_histograms(name: str, rows: Sequence[Scored], *, x_label: str, x_range:
     Shares are of the model's own rows, so that models compare.
     """
     edges = np.linspace(*x_range, 31)
-    stacks = [_stack(row, edges) for row in rows]
+    stacks = [stack_shares(row.values, row.scores, edges) for row in rows]
     top = max(float((right + wrong).max()) for right, wrong in stacks) or 1.0
-    with _canvas(0.74 * len(rows) + 0.62) as (figure, svg):
+    with canvas(0.74 * len(rows) + 0.62) as (figure, svg):
         axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
         for axis, row, (right, wrong) in zip(axes, rows, stacks, strict=True):
-            colour = _MODEL_COLOURS[row.model]
+            colour = MODEL_COLOURS[row.model]
             axis.stairs(right, edges, fill=True, color=colour)
             axis.stairs(right + wrong, edges, baseline=right, fill=True, color=colour, alpha=0.35)
             axis.set_ylim(0, top * 1.02)
@@ -134,7 +134,7 @@ def draw_precision_curves(
     name: str, curves: Mapping[int, Sequence[Mapping[str, float]]], kept: Sequence[KeptPoint]
 ) -> str:
     """Precision of the surest share of the pseudo-labels against that share, with what was kept marked."""
-    with _canvas(3.1) as (figure, svg):
+    with canvas(3.1) as (figure, svg):
         axis = figure.subplots()
         lows = [point["precision"] for points in curves.values() for point in points if point["coverage"] >= 0.05]
         lows += [point.ci_low for point in kept]
@@ -143,14 +143,14 @@ def draw_precision_curves(
             axis.plot(
                 [100 * p["coverage"] for p in points],
                 [100 * p["precision"] for p in points],
-                color=_MODEL_COLOURS["semievol"],
+                color=MODEL_COLOURS["semievol"],
                 linewidth=1.6,
                 alpha=alpha,
             )
         for point in kept:
             x = 100 * point.coverage
-            axis.vlines(x, 100 * point.ci_low, 100 * point.ci_high, color=_INK, linewidth=1.2)
-            axis.plot([x], [100 * point.precision], "o", color=_INK, markersize=5.5, markeredgecolor=_PAPER)
+            axis.vlines(x, 100 * point.ci_low, 100 * point.ci_high, color=INK, linewidth=1.2)
+            axis.plot([x], [100 * point.precision], "o", color=INK, markersize=5.5, markeredgecolor=PAPER)
             label = "kept" if len(kept) == 1 else f"round {point.round}"
             right = x <= 80
             offset, side = (7 if right else -7, 7), "left" if right else "right"
@@ -168,23 +168,23 @@ def draw_groups(name: str, values: Sequence[GroupValue], *, x_label: str) -> str
     groups = list(dict.fromkeys(value.group for value in values))
     models = [model for model in MODELS if any(value.model == model for value in values)]
     gap = 0.72 / max(1, len(models))
-    with _canvas(0.62 + len(groups) * (0.15 + 0.125 * len(models))) as (figure, svg):
+    with canvas(0.62 + len(groups) * (0.15 + 0.125 * len(models))) as (figure, svg):
         axis = figure.subplots()
         for value in values:
             y = groups.index(value.group) + (models.index(value.model) - (len(models) - 1) / 2) * gap
-            colour = _MODEL_COLOURS[value.model]
+            colour = MODEL_COLOURS[value.model]
             axis.hlines(y, 100 * value.ci_low, 100 * value.ci_high, color=colour, linewidth=1.2, alpha=0.7)
             axis.plot([100 * value.value], [y], "o", color=colour, markersize=4.2, markeredgewidth=0)
         for i in range(1, len(groups)):
-            axis.axhline(i - 0.5, color=_RULE, linewidth=0.5)
-        axis.set_yticks(range(len(groups)), [_shorten(group, 22) for group in groups])
-        axis.tick_params(axis="y", labelcolor=_INK)
+            axis.axhline(i - 0.5, color=RULE, linewidth=0.5)
+        axis.set_yticks(range(len(groups)), [shorten(group, 22) for group in groups])
+        axis.tick_params(axis="y", labelcolor=INK)
         axis.set(ylim=(len(groups) - 0.5, -0.5), xlabel=x_label)
         axis.spines["left"].set_visible(False)
         axis.grid(axis="x")
         axis.set_axisbelow(True)
         height = figure.get_figheight()
-        longest = max(len(_shorten(group, 22)) for group in groups)
+        longest = max(len(shorten(group, 22)) for group in groups)
         figure.subplots_adjust(
             left=min(0.42, 0.04 + 0.0175 * longest), right=0.97, top=1 - 0.06 / height, bottom=0.46 / height
         )
@@ -193,10 +193,10 @@ def draw_groups(name: str, values: Sequence[GroupValue], *, x_label: str) -> str
 
 def draw_losses(name: str, curves: Sequence[LossCurve]) -> str:
     """Mean training loss against the optimiser step."""
-    with _canvas(2.9) as (figure, svg):
+    with canvas(2.9) as (figure, svg):
         axis = figure.subplots()
         for curve in curves:
-            colour = _MODEL_COLOURS[curve.model]
+            colour = MODEL_COLOURS[curve.model]
             marker, alpha = "o" if len(curve.steps) < 3 else "", 0.4 if curve.faded else 1.0
             axis.plot(curve.steps, curve.losses, marker=marker, color=colour, linewidth=1.5, markersize=4, alpha=alpha)
         axis.set(xlabel="optimiser step", ylabel="loss (nats per token)")
@@ -225,7 +225,7 @@ class _Svg:
 
 
 @contextmanager
-def _canvas(height: float) -> Iterator[tuple[Any, _Svg]]:
+def canvas(height: float) -> Iterator[tuple[Any, _Svg]]:
     """A figure in the report's style, rendered at the end; settings of the user's matplotlib do not count."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -260,15 +260,16 @@ def _inline(text: str, name: str, title: str) -> str:
     return f'<svg viewBox="{box[1]}" role="img" aria-label="{_escape(title)}">{body}'
 
 
-def _stack(row: Scored, edges: Floats) -> tuple[Floats, Floats]:
+def stack_shares(values: Floats, scores: Floats, edges: Floats) -> tuple[Floats, Floats]:
     """Shares of the rows in each bin: with the score as weight, and the rest."""
-    inside = np.clip(row.values, edges[0], edges[-1])
-    right, _ = np.histogram(inside, edges, weights=row.scores)
-    wrong, _ = np.histogram(inside, edges, weights=1 - row.scores)
+    inside = np.clip(values, edges[0], edges[-1])
+    right, _ = np.histogram(inside, edges, weights=scores)
+    wrong, _ = np.histogram(inside, edges, weights=1 - scores)
     return right / len(inside), wrong / len(inside)
 
 
-def _shorten(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
+    """Text on one line, cut to `most` characters."""
     one_line = " ".join(text.split())
     return one_line if len(one_line) <= most else one_line[: most - 1] + "…"
 

@@ -77,7 +77,7 @@ def load_examples(
     An empty `test` is allowed. With several bad rows the error lists them together.
 
     Args:
-        config: Of the run; `data`, `task` and `seed` count.
+        config: Of the run; `data`, `task` and, without `data.seed`, `seed` count.
         count_prompt: Counts the tokens of a row's prompt; None: lengths are not checked.
         max_prompt_tokens: Longer prompts make a row bad.
 
@@ -225,7 +225,7 @@ def _draw_max_rows(rows: list[_Row], config: RunConfig) -> list[_Row]:
 def _draw(rows: list[_Row], n: int, config: RunConfig, *, name: str, stratified: bool) -> list[_Row]:
     closed = config.task.type in ("choice", "label")
     classes = [row.target if stratified and closed else None for row in rows]
-    return [rows[i] for i in draw_rows(classes, n, make_generator(config.seed, name))]
+    return [rows[i] for i in draw_rows(classes, n, make_generator(config.data_seed, name))]
 
 
 def _check_lengths(
@@ -275,7 +275,7 @@ def _by_split(rows: Iterable[_Row]) -> dict[SplitName, list[_Row]]:
 
 def _cut(rows: list[_Row], config: RunConfig) -> dict[SplitName, list[_Row]]:
     """Cut the rows of one file; those without a target are unlabelled."""
-    generator = make_generator(config.seed, "split")
+    generator = make_generator(config.data_seed, "split")
     with_target = [i for i, row in enumerate(rows) if row.target is not None]
     without = [i for i, row in enumerate(rows) if row.target is None]
     counts = split_counts(config.data.split, n_with_target=len(with_target), n_without=len(without))

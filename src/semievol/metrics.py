@@ -5,6 +5,7 @@ one `group` (document, customer) are not independent, so wherever groups are giv
 draws work on one sum and one count a group and come in blocks, so memory stays bounded.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -207,13 +208,9 @@ def minimum_detectable_difference(
 def macro_f1(targets: Sequence[str], answers: Sequence[str | None]) -> float:
     """Unweighted mean of the F1 of each class that occurs in targets or answers; None is no class, so a miss."""
     _check_lengths("macro_f1", len(targets), len(answers))
-    classes = sorted(set(targets) | {answer for answer in answers if answer is not None})
-    scores = []
-    for name in classes:
-        n_both = sum(t == name and x == name for t, x in zip(targets, answers, strict=True))
-        n_any = sum(t == name for t in targets) + sum(x == name for x in answers)
-        scores.append(2 * n_both / n_any)
-    return float(np.mean(scores))
+    n_both = Counter(t for t, x in zip(targets, answers, strict=True) if t == x)
+    n_any = Counter(targets) + Counter(x for x in answers if x is not None)
+    return float(np.mean([2 * n_both[name] / n_any[name] for name in sorted(n_any)]))
 
 
 def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, n_bins: int = 15) -> float:

@@ -2,24 +2,29 @@
 
     data -> warmup -> [retrieve -> propagate -> justify -> select -> evolve] x rounds -> control -> evaluate -> report
 
+With `adapt.enabled` adapt comes before warmup.
 A step is skipped when the manifest holds its fingerprint: a hash of the code version, of the config sections it depends
 on and of the fingerprints of the steps whose artifacts it reads.
 """
 
 import time
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from semievol import __version__
 from semievol.artifacts import RunDir, content_hash
 from semievol.config import RunConfig
-from semievol.errors import ConfigError
+from semievol.errors import ConfigError, SemiEvolError
+from semievol.sharing import SharedSteps
 from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
-from semievol.stages import control, data, evaluate, evolve, justify, propagate, report, retrieve, select, warmup
+from semievol.stages import adapt, control, data, evaluate, evolve, justify, propagate, report, retrieve, select, warmup
 
 STAGES: tuple[Stage, ...] = (
     data.STAGE,
+    adapt.STAGE,
     warmup.STAGE,
     retrieve.STAGE,
     propagate.STAGE,
@@ -46,10 +51,11 @@ class Step(NamedTuple):
 
 def plan_steps(config: RunConfig) -> list[Step]:
     """All steps of a run, in order."""
-    before = [Step(s, 1) for s in STAGES[:2]]
+    before = [Step(s, 1) for s in STAGES if s.name in ("data", "adapt", "warmup")]
     repeated = [Step(s, r) for r in range(1, config.rounds + 1) for s in STAGES if s.name in ROUND_STAGES]
     after = [Step(s, config.rounds) for s in STAGES if s.name in ("control", "evaluate", "report")]
-    return [s for s in (*before, *repeated, *after) if s.stage.name != "control" or config.control.enabled]
+    left_out = {name for name, section in (("adapt", config.adapt), ("control", config.control)) if not section.enabled}
+    return [s for s in (*before, *repeated, *after) if s.stage.name not in left_out]
 
 
 def run(
@@ -73,17 +79,43 @@ def run(
     """
     run_dir = RunDir(Path(config.output_dir))
     steps = plan_steps(config)
+    again = [] if from_stage is None else steps[find_step(steps, from_stage) :]
+    last = len(steps) - 1 if until_stage is None else find_step(steps, until_stage)
+    run_steps(config, run_dir, steps[: last + 1], reporter=reporter, again=[s.name for s in again])
+    return run_dir
+
+
+def run_steps(
+    config: RunConfig,
+    run_dir: RunDir,
+    steps: Sequence[Step],
+    *,
+    reporter: Reporter | None = None,
+    shared: SharedSteps | None = None,
+    again: Sequence[str] = (),
+) -> None:
+    """Run those of `steps` that are not done yet; each reads what the ones before it wrote.
+
+    Args:
+        config: What to run; its `output_dir` has no say.
+        run_dir: The folder, which is locked meanwhile.
+        steps: In order.
+        reporter: What a person sees; None shows nothing.
+        shared: Finished steps of other folders: one with the same fingerprint is taken over in the place of a run.
+        again: Names of steps that run even if they are done.
+
+    Raises:
+        SemiEvolError: Whatever a stage raises, and what it raised in another folder of `shared`.
+    """
     with run_dir.lock():
         run_dir.write_text("config.resolved.json", config.model_dump_json(indent=2) + "\n")
-        if from_stage is not None:
-            run_dir.forget_stages([s.name for s in steps[find_step(steps, from_stage) :]])
-        last = len(steps) - 1 if until_stage is None else find_step(steps, until_stage)
+        if again:
+            run_dir.forget_stages(again)
         backends = Backends(config)
         try:
-            _run_steps(config, run_dir, backends, reporter or SilentReporter(), steps[: last + 1])
+            _run_locked(config, run_dir, backends, reporter or SilentReporter(), steps, shared)
         finally:
             backends.close()
-    return run_dir
 
 
 def find_step(steps: Sequence[Step], name: str) -> int:
@@ -94,20 +126,53 @@ def find_step(steps: Sequence[Step], name: str) -> int:
     raise ConfigError(f"no stage {name!r} in this run; stages: {', '.join(s.name for s in steps)}")
 
 
-def _run_steps(
-    config: RunConfig, run_dir: RunDir, backends: Backends, reporter: Reporter, steps: Sequence[Step]
+def _run_locked(
+    config: RunConfig,
+    run_dir: RunDir,
+    backends: Backends,
+    reporter: Reporter,
+    steps: Sequence[Step],
+    shared: SharedSteps | None,
 ) -> None:
-    fingerprints: dict[str, str] = {}
-    for i, step in enumerate(steps):
-        ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round)
-        done = [s for s in steps[:i] if set(s.stage.writes) & set(step.stage.reads)]
-        fingerprint = _fingerprint(ctx, [fingerprints[s.name] for s in done])
-        fingerprints[step.name] = fingerprint
+    fingerprints = fingerprint_steps(config, run_dir, backends, steps)
+    for step in steps:
+        fingerprint = fingerprints[step.name]
         entry = run_dir.manifest().get(step.name)
         if entry is not None and entry["fingerprint"] == fingerprint:
             reporter.done(step.name, "done before", 0.0)
             continue
+        ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round)
+        if shared is None:
+            _run_step(ctx, step, fingerprint)
+        else:
+            _run_or_take_over(ctx, step, fingerprint, shared)
+
+
+def fingerprint_steps(config: RunConfig, run_dir: RunDir, backends: Backends, steps: Sequence[Step]) -> dict[str, str]:
+    """Fingerprint of each step by name, known before any of them has run."""
+    found: dict[str, str] = {}
+    for i, step in enumerate(steps):
+        ctx = StageContext(config, run_dir, step.stage, backends, SilentReporter(), step.round)
+        done = [s for s in steps[:i] if set(s.stage.writes) & set(step.stage.reads_of(config))]
+        found[step.name] = _fingerprint(ctx, [found[s.name] for s in done])
+    return found
+
+
+def _run_or_take_over(ctx: StageContext, step: Step, fingerprint: str, shared: SharedSteps) -> None:
+    source = shared.find(step.name, fingerprint)
+    if source is not None:
+        ctx.run_dir.forget_stages([step.name])
+        shared.take_over(source, ctx.run_dir, step.name, artifacts=[ctx.artifact(name) for name in step.stage.writes])
+        ctx.reporter.done(step.name, f"shared with {source.path}", 0.0)
+        return
+    error = shared.failure(step.name, fingerprint)
+    if error is not None:
+        raise SemiEvolError(error)
+    try:
         _run_step(ctx, step, fingerprint)
+    except SemiEvolError as fault:
+        shared.note_failure(step.name, fingerprint, f"{step.name}: {fault}")
+        raise
 
 
 def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
@@ -123,6 +188,8 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
         "completion_tokens": after.completion_tokens - before.completion_tokens,
         "forward_passes": after.forward_passes - before.forward_passes,
         "train_tokens": stats.get("n_tokens", 0),
+        "reused_prompt_tokens": ctx.reused.prompt_tokens,
+        "reused_completion_tokens": ctx.reused.completion_tokens,
         "peak_memory_bytes": max(after.peak_memory_bytes, stats.get("peak_memory_bytes", 0)),
     }
     ctx.run_dir.record_stage(step.name, {"fingerprint": fingerprint, "stats": stats, "cost": cost})
@@ -131,7 +198,7 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
 
 def _fingerprint(ctx: StageContext, upstream: Sequence[str]) -> str:
     dumped = ctx.config.model_dump(mode="json")
-    sections = {name: dumped[name] for name in ctx.stage.sections}
+    sections = {name: reduce(getitem, name.split("."), dumped) for name in ctx.stage.sections}
     tokens = ctx.backends.tokens.fingerprint if "model" in sections else None
     extra = ctx.stage.fingerprint_extra(ctx) if ctx.stage.fingerprint_extra else None
     return content_hash(__version__, ctx.stage.name, ctx.round, sections, tokens, extra, list(upstream))

@@ -4,20 +4,29 @@ Round 1 works on L and U. Each further round takes L and everything kept so far 
 the rounds before filtered out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from semievol.config import RunConfig
 from semievol.stage import StageContext
 from semievol.types import Example, PseudoLabel
 
 LABELED_READS = ("data/labeled", "data/unlabeled", "select/kept")
 UNLABELED_READS = ("data/unlabeled", "select/kept")
+SELECTING = ("select", "oracle_select", "oracle_full")
+"""Stages that say which rows become training data; `evolve.kept_by` names the one that counts."""
+
+
+def other_selections(config: RunConfig, artifacts: Iterable[str]) -> tuple[str, ...]:
+    """Those of `artifacts` that come from selecting stages other than the one that counts."""
+    others = {name for name in SELECTING if name != config.evolve.kept_by}
+    return tuple(a for a in artifacts if a.partition("/")[0] in others)
 
 
 def kept_labels(ctx: StageContext, *, before_round: int) -> dict[str, PseudoLabel]:
     """Pseudo-labels kept in the rounds before `before_round`, by row id."""
-    rounds = range(1, before_round)
-    return {label.example_id: label for r in rounds for label in ctx.read("select/kept", PseudoLabel, round=r)}
+    artifact, rounds = f"{ctx.config.evolve.kept_by}/kept", range(1, before_round)
+    return {label.example_id: label for r in rounds for label in ctx.read(artifact, PseudoLabel, round=r)}
 
 
 def pseudo_labeled(ctx: StageContext, kept: dict[str, PseudoLabel]) -> Iterator[Example]:

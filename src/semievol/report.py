@@ -70,6 +70,11 @@ def draw_report(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> 
     Raises:
         ArtifactError: If a part of the run folder is missing or broken.
     """
+    return page_environment().get_template(TEMPLATE).render(build_page(config, run_dir, results))
+
+
+def page_environment() -> Any:
+    """The templates of reports: text is escaped, and a value that is not given is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -87,7 +92,7 @@ def draw_report(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> 
         "value": report_tables.format_value,
     }
     environment.globals |= {"interval": report_text.interval, "plural": report_text.plural}
-    return environment.get_template(TEMPLATE).render(build_page(config, run_dir, results))
+    return environment
 
 
 def build_page(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> dict[str, Any]:

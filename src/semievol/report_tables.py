@@ -312,7 +312,7 @@ def _rule(threshold: Mapping[str, Any] | None, keep_fraction: float, apply_to: s
         return ""
     whose = "all labels" if apply_to == "all" else "the labels without consensus"
     if threshold["uncertainty"] is None:
-        return "all had consensus"
+        return "all had consensus" if threshold["n_kept"] else "none reached the minimum"
     sign = (
         "\N{LESS-THAN OR EQUAL TO}"
         if threshold["signal"] in ("mean_nll", "entropy")

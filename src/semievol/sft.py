@@ -1,12 +1,15 @@
-"""Turns labelled and pseudo-labelled records into the rows that a Trainer takes, for warmup, control and evolve."""
+"""Turns records into the rows that a Trainer takes, and trains for the stages that do."""
 
 from collections.abc import Iterable, Sequence
 
-from semievol.config import EvolveConfig, TrainerConfig, WarmupConfig
+from semievol.config import AdaptConfig, DistillConfig, EvolveConfig, TrainerConfig, WarmupConfig
 from semievol.errors import DataError
 from semievol.prompts import PromptBuilder
 from semievol.stage import StageContext, StageStats
-from semievol.types import Example, ModelRef, SftRow
+from semievol.types import Example, ModelRef, SftRow, SoftTarget
+
+StageTraining = AdaptConfig | WarmupConfig | EvolveConfig | DistillConfig
+"""Sections with a learning rate, epochs and steps of their own."""
 
 
 def build_sft_rows(examples: Iterable[Example], builder: PromptBuilder) -> list[SftRow]:
@@ -23,8 +26,22 @@ def build_sft_rows(examples: Iterable[Example], builder: PromptBuilder) -> list[
     return rows
 
 
+def build_text_rows(examples: Iterable[Example]) -> list[SftRow]:
+    """One row of raw text an example, in their order: the context, where there is one, and the question."""
+    return [SftRow(e.id, (), "\n\n".join(filter(None, (e.context, e.question)))) for e in examples]
+
+
+def build_soft_rows(example: Example, target: SoftTarget, builder: PromptBuilder) -> list[SftRow]:
+    """One row for each answer of a soft target, weighted by its probability: together a soft cross-entropy."""
+    messages = builder.answer(example)
+    return [
+        SftRow(f"{example.id}/{answer}", messages, builder.completion(answer, example), probability)
+        for answer, probability in zip(target.answers, target.probabilities, strict=True)
+    ]
+
+
 def stage_trainer_config(
-    trainer: TrainerConfig, overrides: WarmupConfig | EvolveConfig, *, max_steps: int | None = None
+    trainer: TrainerConfig, overrides: StageTraining, *, max_steps: int | None = None
 ) -> TrainerConfig:
     """The trainer's section with the stage's own learning rate, epochs and steps; None takes the trainer's value.
 

@@ -8,7 +8,7 @@ the unlabelled rows are out of reach for every stage that does not name them.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -38,7 +38,7 @@ Answer = TypeVar("Answer", Result, ChoiceScores)
 StageStats = dict[str, Any]
 """Plain JSON values: counts n_x, shares x_fraction, times x_seconds."""
 
-ROUND_STAGES = ("retrieve", "propagate", "justify", "select", "evolve")
+ROUND_STAGES = ("retrieve", "propagate", "justify", "select", "oracle_select", "oracle_full", "evolve")
 WINDOW = 512
 """Requests that are batched together and stored together. Batches are cut inside a window and a window is stored whole,
 so a resumed run batches as an undisturbed one does and gets the same bits."""
@@ -135,10 +135,17 @@ class Stage:
     """Artifacts it may open, as `stage/artifact`."""
     writes: tuple[str, ...]
     sections: tuple[str, ...]
-    """Config sections (or top-level keys) that its result depends on; a change of them runs it again."""
+    """Config sections, or dotted keys, that its result depends on; a change of them runs it again."""
     run: Callable[["StageContext"], StageStats]
     fingerprint_extra: Callable[["StageContext"], Any] | None = None
     """What else the result depends on, such as the bytes of input files."""
+    unused: Callable[[RunConfig], Collection[str]] | None = None
+    """Those of `reads` that a run of this config does not open. None: it opens all of them."""
+
+    def reads_of(self, config: RunConfig) -> tuple[str, ...]:
+        """Artifacts that a run of `config` opens: the stages that write them have to come before."""
+        unused = () if self.unused is None else self.unused(config)
+        return tuple(name for name in self.reads if name not in unused)
 
 
 @dataclass
@@ -151,6 +158,8 @@ class StageContext:
     backends: Backends
     reporter: Reporter
     round: int = 1
+    reused: Usage = field(default_factory=Usage)
+    """What the answers that the row store already had cost when they were made."""
     _model_keys: dict[ModelRef, str] = field(default_factory=dict)
 
     def artifact(self, name: str, *, round: int | None = None) -> str:
@@ -160,12 +169,12 @@ class StageContext:
 
     def read(self, name: str, kind: type[Record], *, round: int | None = None) -> Iterator[Record]:
         """Stream an artifact that the stage declares. Raises ArtifactError for any other."""
-        self._check(name, self.stage.reads)
+        self._check(name, self.stage.reads_of(self.config))
         return self.run_dir.read_records(self.artifact(name, round=round), kind)
 
     def read_json(self, name: str, *, round: int | None = None) -> Any:
         """Read a JSON artifact that the stage declares."""
-        self._check(name, self.stage.reads)
+        self._check(name, self.stage.reads_of(self.config))
         return self.run_dir.read_json(self.artifact(name, round=round))
 
     def write(self, name: str, records: Iterable[object], kind: type) -> int:
@@ -262,6 +271,9 @@ class StageContext:
             while window := list(islice(pending, WINDOW)):
                 keys = [content_hash(self.model_key(r.model), content(r)) for r in window]
                 done = {k: adapter.validate_json(v) for k, v in store.get(keys).items()}
+                for answer in done.values():
+                    n_written = answer.n_completion_tokens if isinstance(answer, Result) else 0
+                    self.reused = _add(self.reused, Usage(answer.n_prompt_tokens, n_written, 1))
                 missing = {k: r for k, r in zip(keys, window, strict=True) if k not in done}
                 advance(len(window) - len(missing))
                 done |= self._compute(missing, compute, advance, store, adapter)

@@ -211,7 +211,8 @@ class PseudoLabel:
     answer: str
     completion: str
     """Text that a model is trained to give for `answer`."""
-    source: Literal["consensus", "justified", "majority"]
+    source: Literal["consensus", "justified", "majority", "gold"]
+    """gold: the sealed target itself, in an oracle; its agreement is 1."""
     agreement: float
     """Share of the configurations that gave `answer`, in [0, 1]."""
     mean_nll: float | None = None
@@ -224,6 +225,19 @@ class PseudoLabel:
     justification: str | None = None
     """What the model wrote under the justification prompt."""
     round: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SoftTarget:
+    """A teacher's distribution over the answers to one unlabelled row; `probabilities` sum to 1."""
+
+    example_id: str
+    answers: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.answers or len(self.answers) != len(self.probabilities):
+            raise DataError(f"soft target of {self.example_id}: every answer needs one probability")
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,11 +271,21 @@ class AuditedRow:
 
 @dataclass(frozen=True, slots=True)
 class SftRow:
-    """One training example: the prompt as chat turns and the completion that carries the loss."""
+    """One training example: the prompt as chat turns and the completion that carries the loss.
+
+    Without messages it is raw text: the loss is on all tokens of the completion and on the end-of-text token behind it.
+    """
 
     id: str
     messages: tuple[Message, ...]
     completion: str
+    weight: float = 1.0
+    """Factor of the loss of this row's tokens, above 0. The rows (x, c) of all answers c to one prompt x, weighted by
+    p_c, add up to the soft cross-entropy sum_c p_c * -log P(c | x)."""
+
+    def __post_init__(self) -> None:
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise DataError(f"training row {self.id}: weight {self.weight} has to be a number above 0")
 
 
 @dataclass(frozen=True, slots=True)

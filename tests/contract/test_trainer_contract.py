@@ -396,13 +396,14 @@ def test_fused_head_is_used_only_where_it_is_the_models_own(request, tmp_path, n
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig
 
+    from semievol.backends.sft_batches import CompletionCollator, make_dataset
     from semievol.backends.sft_rows import EncodedRow
-    from semievol.backends.sft_trainer import CompletionCollator, CompletionTrainer, _dataset
+    from semievol.backends.sft_trainer import CompletionTrainer
 
     path = request.getfixturevalue(f"tiny_{name}_dir")
     tokenizer = AutoTokenizer.from_pretrained(path)
     collator = CompletionCollator(tokenizer.eos_token_id, False)
-    data = _dataset([EncodedRow("a", (5, 6, 7, 8), 2), EncodedRow("b", (9, 10, 11, 12, 13, 14), 5)])
+    data = make_dataset([EncodedRow("a", (5, 6, 7, 8), 2), EncodedRow("b", (9, 10, 11, 12, 13, 14), 5)])
     arguments = SFTConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, dataset_kwargs={"skip_prepare_dataset": True}
     )
@@ -418,11 +419,12 @@ def completion_trainer(path, tmp_path, rows, *, r=0):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig
 
+    from semievol.backends.sft_batches import CompletionCollator, make_dataset
     from semievol.backends.sft_rows import EncodedRow
-    from semievol.backends.sft_trainer import CompletionCollator, CompletionTrainer, _dataset, can_share_start
+    from semievol.backends.sft_trainer import CompletionTrainer, can_share_start
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    data = _dataset([EncodedRow(str(i), ids, n_prompt) for i, (ids, n_prompt) in enumerate(rows)])
+    data = make_dataset([EncodedRow(str(i), ids, n_prompt) for i, (ids, n_prompt) in enumerate(rows)])
     arguments = SFTConfig(
         output_dir=str(tmp_path),
         use_cpu=True,
@@ -505,7 +507,7 @@ def test_a_start_is_not_shared_under_a_sliding_window(tiny_mistral_dir, tmp_path
 
 
 def test_rows_of_like_length_share_a_batch_in_an_order_of_seed_and_epoch_alone():
-    from semievol.backends.sft_trainer import LengthGroupedEpochs
+    from semievol.backends.sft_batches import LengthGroupedEpochs
 
     lengths = [10 + (7 * i) % 50 for i in range(256)]
     sampler = LengthGroupedEpochs(lengths, 8, seed=3)

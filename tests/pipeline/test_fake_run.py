@@ -41,12 +41,13 @@ def results_without_cost(run_dir: RunDir) -> dict:
     return {k: v for k, v in run_dir.read_json("results").items() if k != "stages"}
 
 
-def test_stages_read_only_what_earlier_stages_write():
+def test_stages_read_only_what_earlier_stages_write(make_config):
+    config = make_config()
     written: set[str] = set()
     later = {w for s in STAGES for w in s.writes}
     for stage in STAGES:
         # A round reads what the rounds before it wrote, so select/kept and evolve/model may come from a later stage.
-        assert set(stage.reads) <= written | {"select/kept", "evolve/model"}
+        assert set(stage.reads_of(config)) <= written | {"select/kept", "evolve/model"}
         written |= set(stage.writes)
     assert {"select/kept", "evolve/model"} <= later
 

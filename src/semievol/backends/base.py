@@ -118,7 +118,8 @@ class Trainer(Protocol):
         """Train `model` (its adapter goes on being trained where it has one) and save to `output_dir`.
 
         Checkpoints lie beside it in `<output_dir>.partial` and a killed training goes on from the last one.
-        `config` carries the stage's own learning rate, epochs and steps.
+        `config` carries the stage's own learning rate, epochs and steps. The loss is the mean NLL over the tokens of
+        the completions, weighted by row; rows without messages are raw text with loss on every token.
 
         Raises:
             TrainingError: On a NaN loss, on rows longer than `max_length`, when no token carries loss.

@@ -10,8 +10,10 @@ import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +128,7 @@ class FakeGenerator:
         others = [i for i in range(len(request.completions)) if i not in right]
         noise = _uniform("noise", question, 0, 0)
         top = right[0] if knows or not others else others[int(noise * len(others))]
-        sure = (0.7 if knows else 0.4) + 0.25 * _uniform("sure", question, request.model.adapter)
+        sure = (0.7 if knows else 0.4) + 0.25 * _uniform("sure", question, _adapter_identity(request.model.adapter))
         weights = [0.1 + _uniform("weight", question, c) for c in request.completions]
         rest = math.fsum(w for i, w in enumerate(weights) if i != top) or 1.0
         inside = 0.98
@@ -208,13 +210,15 @@ class FakeTrainer:
         partial = output_dir.with_name(output_dir.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        seen = {
+        seen: dict[str, Any] = {
             "base": model.base,
-            "init": model.adapter,
+            "init": _adapter_identity(model.adapter),
             "seed": seed,
             "steps": n_steps,
             "rows": {r.id: r.completion for r in train},
         }
+        if weights := {r.id: r.weight for r in train if r.weight != 1.0}:
+            seen["weights"] = weights
         (partial / ADAPTER_FILE).write_text(json.dumps(seen, indent=1, sort_keys=True), encoding="utf-8")
         shutil.rmtree(output_dir, ignore_errors=True)
         partial.replace(output_dir)
@@ -228,7 +232,7 @@ class FakeTrainer:
             n_rows=len(train),
             n_tokens=sum(len(r.completion.split()) for r in train),
             losses=tuple((step, round(2 / (1 + step), 6)) for step in range(1, n_steps + 1)),
-            rendered_example=f"{_render(train[0].messages)}⟦{train[0].completion}⟧",
+            rendered_example=f"{_render(train[0].messages) if train[0].messages else ''}⟦{train[0].completion}⟧",
         )
 
     def count_steps(self, n_rows: int, config: TrainerConfig) -> int:
@@ -261,6 +265,19 @@ def _options(question: str) -> list[str]:
 
 def _pick(options: Sequence[str], uniform: float) -> str:
     return options[int(uniform * len(options))]
+
+
+def _adapter_identity(adapter: str | None) -> str | None:
+    """Hash of what an adapter holds, so that it is the same wherever its folder lies; its name if there is none."""
+    if adapter is None:
+        return None
+    file = Path(adapter) / ADAPTER_FILE
+    return _file_digest(file, file.stat().st_mtime_ns) if file.is_file() else adapter
+
+
+@lru_cache(maxsize=64)
+def _file_digest(file: Path, modified: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _hash(*parts: object) -> int:

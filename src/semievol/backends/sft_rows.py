@@ -3,13 +3,14 @@
 The ids are made by the functions that make the prompts of inference, so a model is trained on what it will be asked.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from semievol.backends import hf
-from semievol.errors import TrainingError
+from semievol.errors import ConfigError, TrainingError
 from semievol.types import SftRow
 
 if TYPE_CHECKING:
@@ -18,11 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Token ids of one row; those from `n_prompt` on carry the loss."""
+    """Token ids of one row; those from `n_prompt` on carry the loss, times `weight`."""
 
     id: str
     input_ids: tuple[int, ...]
     n_prompt: int
+    weight: float = 1.0
+
+    @property
+    def n_completion(self) -> int:
+        """Number of tokens with loss."""
+        return len(self.input_ids) - self.n_prompt
 
 
 def encode_rows(tokenizer: "PreTrainedTokenizerBase", train: Sequence[SftRow]) -> list[EncodedRow]:
@@ -30,7 +37,8 @@ def encode_rows(tokenizer: "PreTrainedTokenizerBase", train: Sequence[SftRow]) -
 
     Raises:
         TrainingError: If there are no rows, or the completion of one is empty.
-        ConfigError: If the chat template writes a prompt in another way once the answer is there.
+        ConfigError: If the chat template writes a prompt in another way once the answer is there, or raw text is to be
+            trained on and the tokenizer has no end-of-text token.
     """
     if not train:
         raise TrainingError("there are no training rows")
@@ -39,10 +47,35 @@ def encode_rows(tokenizer: "PreTrainedTokenizerBase", train: Sequence[SftRow]) -
         raise TrainingError(f"no token carries loss in {_name_some(empty)}: the completion is empty")
     rows = []
     for row in train:
+        if not row.messages:
+            rows.append(_encode_text(tokenizer, row))
+            continue
         prompt = hf.render_prompt_ids(tokenizer, row.messages)
         completion = hf.completion_ids(tokenizer, row.messages, row.completion)
-        rows.append(EncodedRow(row.id, (*prompt, *completion), len(prompt)))
+        rows.append(EncodedRow(row.id, (*prompt, *completion), len(prompt), row.weight))
     return rows
+
+
+def mean_weight(rows: Sequence[EncodedRow]) -> float:
+    """Mean weight of the tokens with loss, over all rows. Dividing by it makes the loss a weighted mean.
+
+    It is taken over the whole set: divided by the weights of its own batch, a batch of improbable answers alone would
+    count as much as one of probable answers.
+    """
+    return math.fsum(row.weight * row.n_completion for row in rows) / sum(row.n_completion for row in rows)
+
+
+def _encode_text(tokenizer: "PreTrainedTokenizerBase", row: SftRow) -> EncodedRow:
+    """Raw text between its start and end tokens, all with loss but the first.
+
+    Where there is no start token the end-of-text token stands in for it, as between the documents of a pretraining, so
+    that the first token of the text is predicted too.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ConfigError("model.path: the tokenizer has no end-of-text token, so raw text cannot be trained on")
+    start = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return EncodedRow(row.id, (start, *hf.encode(tokenizer, row.completion), end), 1, row.weight)
 
 
 def check_lengths(rows: Sequence[EncodedRow], *, max_length: int, model_length: int) -> None:

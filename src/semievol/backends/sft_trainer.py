@@ -29,18 +29,14 @@ from peft import LoraConfig, PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
 from semievol.backends.base import Progress
 from semievol.backends.decoding import MIN_SHARED_PREFIX, SharedPrefix, has_full_attention
+from semievol.backends.sft_batches import IGNORED, CompletionCollator, LengthGroupedEpochs, make_dataset
 from semievol.backends.sft_rows import EncodedRow
-from semievol.backends.tries import common_length
 from semievol.config import TrlTrainerConfig
 from semievol.errors import ConfigError, TrainingError
-
-IGNORED = -100
-"""Label of a token without loss."""
 
 FUSED_TOLERANCE = 0.02
 """Most nats by which the fused head's mean log-probability may differ from the model's own; bf16 stays well below."""
@@ -95,8 +91,8 @@ def train_job(job: SftJob) -> SftOutcome:
         trainer = CompletionTrainer(
             model=job.model,
             args=arguments,
-            train_dataset=_dataset(job.train),
-            eval_dataset=_dataset(job.held_out) if job.held_out else None,
+            train_dataset=make_dataset(job.train),
+            eval_dataset=make_dataset(job.held_out) if job.held_out else None,
             data_collator=CompletionCollator(job.tokenizer.pad_token_id, can_share_start(job.model, arguments)),
             processing_class=job.tokenizer,
             peft_config=_peft_config(job),
@@ -130,7 +126,10 @@ def train_job(job: SftJob) -> SftOutcome:
 
 
 class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no types
-    """SFTTrainer whose loss is the mean NLL of the completion tokens of the whole accumulated batch."""
+    """SFTTrainer whose loss is the mean NLL of the completion tokens of the whole accumulated batch.
+
+    Where rows carry weights, each token's NLL is multiplied by the weight of its row over the mean weight of the set.
+    """
 
     loss_is_scaled_for_ga = True
 
@@ -159,15 +158,18 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Mean NLL over the completion tokens. Raises TrainingError at once where it is not finite."""
+        weights = inputs.get("weights")
+        inputs = {name: value for name, value in inputs.items() if name != "weights"}
         if "position_ids" not in self._accepted:
             inputs = {name: value for name, value in inputs.items() if name != "position_ids"}
         n_shared = self._count_shared(inputs)
-        if self._use_fused is None and not n_shared:
+        needs_own_head = n_shared > 0 or weights is not None
+        if self._use_fused is None and not needs_own_head:
             self._use_fused = self._fused_head_agrees(model, inputs)
-        if self._use_fused and not n_shared:
+        if self._use_fused and not needs_own_head:
             loss: torch.Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         else:
-            total, n_tokens = self._own_nll(model, inputs, n_shared)
+            total, n_tokens = self._own_nll(model, inputs, n_shared, weights)
             scale = n_tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
             loss = total / scale.clamp(min=1)
         # Our check in the place of transformers' NaN filter, which would put the mean of earlier losses there.
@@ -180,9 +182,16 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         return loss
 
     def _own_nll(
-        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], n_shared: int
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        n_shared: int,
+        weights: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed NLL of the labelled tokens through the model's own head, and their number."""
+        """Summed NLL of the labelled tokens, times the `weights` (n,) of their rows, and the number of tokens.
+
+        It goes through the model's own head; the first `n_shared` columns are run for one row and shown to all.
+        """
         labels = inputs["labels"]
         has_loss = labels != IGNORED
         first = _first_label(has_loss)
@@ -195,8 +204,11 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
             arguments["logits_to_keep"] = n_keep
         logits = model(**arguments).logits[:, -n_keep:-1]
         kept = has_loss[:, first:]
-        total = cross_entropy(logits[kept].float(), labels[:, first:][kept], reduction="sum")
-        return total, kept.sum()
+        targets = labels[:, first:][kept]
+        if weights is None:
+            return cross_entropy(logits[kept].float(), targets, reduction="sum"), kept.sum()
+        nll = cross_entropy(logits[kept].float(), targets, reduction="none")
+        return (nll * weights[:, None].expand_as(kept)[kept]).sum(), kept.sum()
 
     def _run_shared(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], n_shared: int) -> dict[str, Any]:
         """Run the first `n_shared` columns of one row; what the forward pass over the others of all rows takes."""
@@ -243,61 +255,6 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
-
-
-@dataclass
-class CompletionCollator:
-    """Pads in front, so that all rows end in the last column; with `start_first` behind what all rows start with.
-
-    Positions count real tokens only and the padding is masked, so it changes no number: `start | padding | rest` needs
-    full attention, as a sliding window counts columns.
-    """
-
-    pad_token_id: int
-    start_first: bool
-
-    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Batch of shape (n, longest row)."""
-        width = max(len(row["input_ids"]) for row in rows)
-        n_start = common_length([row["input_ids"] for row in rows]) if self.start_first else 0
-        input_ids = torch.full((len(rows), width), self.pad_token_id)
-        labels = torch.full((len(rows), width), IGNORED)
-        attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
-        position_ids = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, row in enumerate(rows):
-            n_tokens = len(row["input_ids"])
-            columns = torch.cat([torch.arange(n_start), torch.arange(width - n_tokens + n_start, width)])
-            input_ids[i, columns] = torch.tensor(row["input_ids"])
-            labels[i, columns] = torch.tensor(row["labels"])
-            attention_mask[i, columns] = 1
-            position_ids[i, columns] = torch.arange(n_tokens)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "labels": labels,
-        }
-
-
-class LengthGroupedEpochs(torch.utils.data.Sampler[int]):
-    """Rows in an order that puts like lengths into one batch; a function of (seed, epoch), so a resumed run repeats it.
-
-    The transformers sampler of this kind draws from the global generator, which a resumed run finds in another state.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int) -> None:
-        self._lengths, self._batch_size, self._seed, self._epoch = list(lengths), batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before every epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + 1_000_003 * self._epoch)
-        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
 
 
 class _StepCallback(TrainerCallback):  # type: ignore[misc]
@@ -434,11 +391,6 @@ def can_share_start(model: PreTrainedModel | PeftModel, arguments: SFTConfig) ->
     takes_both = {"position_ids", "past_key_values"} <= set(inspect.signature(type(base).forward).parameters)
     checkpoints = next(getattr(arguments, name) for name in CHECKPOINTING if hasattr(arguments, name))
     return takes_both and has_full_attention(base) and not drops and not checkpoints
-
-
-def _dataset(rows: Sequence[EncodedRow]) -> Dataset:
-    labels = [[IGNORED] * row.n_prompt + list(row.input_ids[row.n_prompt :]) for row in rows]
-    return Dataset.from_dict({"input_ids": [list(row.input_ids) for row in rows], "labels": labels})
 
 
 def _check_weights(model: torch.nn.Module, step: int) -> None:

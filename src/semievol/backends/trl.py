@@ -199,7 +199,8 @@ class TrlTrainer:
         digest.update(json.dumps(head, sort_keys=True).encode())
         for row in train:
             turns = [[turn.role, turn.content] for turn in row.messages]
-            digest.update(json.dumps([row.id, turns, row.completion]).encode())
+            weight = [] if row.weight == 1.0 else [row.weight]
+            digest.update(json.dumps([row.id, turns, row.completion, *weight]).encode())
         return digest.hexdigest()
 
 

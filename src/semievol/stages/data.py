@@ -8,7 +8,7 @@ After this stage no artifact but data/sealed_gold holds a target of an unlabelle
 """
 
 from dataclasses import asdict
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,21 @@ def load(ctx: StageContext) -> LoadedData:
 
 
 def input_files(ctx: StageContext) -> list[Any]:
-    """Name and content hash of every local input file; other sources by name."""
+    """The seed of the draws; name and content hash of every local input file; other sources by name."""
     data = ctx.config.data
     sources = [s for s in (data.path, data.labeled, data.unlabeled, data.test) if s is not None]
-    return [[s, file_hash(Path(s)) if Path(s).is_file() else None] for s in sources]
+    return [ctx.config.data_seed, *([s, _hash_once(Path(s)) if Path(s).is_file() else None] for s in sources)]
+
+
+def _hash_once(path: Path) -> str:
+    """The runs of a comparison read the same files: each is hashed again only if it was written to."""
+    found = path.stat()
+    return _hash_cached(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hash_cached(path: Path, size: int, modified: int) -> str:
+    return file_hash(path)
 
 
 def run(ctx: StageContext) -> StageStats:
@@ -81,7 +92,7 @@ STAGE = Stage(
         "data/task",
         "data/counts",
     ),
-    sections=("task", "data", "model", "propagate", "seed"),
+    sections=("task", "data", "model", "propagate.max_tokens"),
     run=run,
     fingerprint_extra=input_files,
 )

@@ -8,29 +8,16 @@ Every difference is paired over rows. The reference is the control with as many 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
 
-from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily
-from semievol.answers import default_metric, score_answer
-from semievol.artifacts import SEALED_GOLD
-from semievol.audit import (
-    MODELS,
-    Fate,
-    audit_pseudo_labels,
-    compare,
-    measure,
-    measure_calibration,
-    measure_groups,
-    precision_curve,
-    row_fates,
-)
-from semievol.config import TaskConfig
-from semievol.errors import DataError
+from semievol.answers import default_metric
+from semievol.audit import MODELS, Fate, compare, measure, measure_calibration, measure_groups
+from semievol.auditing import AUDIT_READS, audit_rounds, unused_selections
+from semievol.scoring import predict_rows
 from semievol.stage import Stage, StageContext, StageStats
-from semievol.types import AuditedRow, Dropped, Example, Gold, ModelRef, Prediction, PseudoLabel
+from semievol.types import AuditedRow, Example, ModelRef, Prediction
 
 COMPARED = (("semievol", "sft_matched"), ("semievol", "sft"), ("semievol", "base"), ("sft", "base"))
 
@@ -44,74 +31,12 @@ def models_to_measure(ctx: StageContext) -> dict[str, ModelRef]:
     return models
 
 
-def predict(ctx: StageContext, model: ModelRef, name: str, rows: list[Example]) -> Iterator[Prediction]:
-    """Answer and score the rows, in order. Targets are used for the score alone."""
-    config, prompts = ctx.config, ctx.prompts()
-    targets = {e.id: e.target for e in rows}
-    asked = [replace(e, target=None) for e in rows]
-    text = f"test rows, {name}"
-    if answers_exactly(config, config.evaluate.answer_with, ctx.backends.generator.exact_choice_scores):
-        predictions = predict_exactly(asked, prompts, model, partial(ctx.score_choices, total=len(rows), text=text))
-    else:
-        generate = partial(ctx.generate, total=len(rows), text=text)
-        n_tokens = max_tokens(config, config.evaluate.max_tokens)
-        predictions = predict_greedily(asked, prompts, model, generate, max_tokens=n_tokens)
-    return (score_prediction(p, targets[p.example_id], e, config.task) for p, e in zip(predictions, rows, strict=True))
-
-
-def score_prediction(prediction: Prediction, target: str | None, example: Example, task: TaskConfig) -> Prediction:
-    """Put the target and the score beside an answer. Raises DataError if the row has no target."""
-    if target is None:
-        raise DataError(f"evaluate: test row {prediction.example_id} has no target")
-    return replace(prediction, target=target, score=score_answer(prediction.answer, target, example, task))
-
-
-class Audit(NamedTuple):
-    """What the sealed targets and the kept and dropped rows say."""
-
-    entries: list[dict[str, Any]]
-    """Quality of the pseudo-labels, one entry a round."""
-    curves: list[dict[str, Any]]
-    """Precision against coverage, one curve a round."""
-    fates: list[Fate]
-    """The end of every unlabelled row."""
-    rows: list[AuditedRow]
-    """Rows whose target was there, in the order of U."""
-
-
-def audit_rounds(ctx: StageContext) -> Audit:
-    """Open the sealed targets and hold the pseudo-labels against them."""
-    gold = {g.example_id: g.target for g in ctx.read(SEALED_GOLD, Gold)}
-    examples = {e.id: e for e in ctx.read("data/unlabeled", Example)}
-    entries, curves = [], []
-    kept: dict[str, int] = {}
-    dropped: list[Dropped] = []
-    is_right: dict[str, bool] = {}
-    for number in range(1, ctx.config.rounds + 1):
-        labels = list(ctx.read("justify/pseudo_labels", PseudoLabel, round=number))
-        kept_here = {x.example_id for x in ctx.read("select/kept", PseudoLabel, round=number)}
-        correct = {
-            x.example_id: score_answer(x.answer, gold[x.example_id], examples[x.example_id], ctx.config.task) == 1.0
-            for x in labels
-            if x.example_id in gold
-        }
-        is_right |= correct
-        entries.append(audit_pseudo_labels(labels, kept_here, correct, round=number))
-        entries[-1]["threshold"] = ctx.read_json("select/threshold", round=number)
-        curves.append({"round": number, "points": precision_curve(labels, correct)})
-        kept |= dict.fromkeys(kept_here, number)
-        for artifact in ("propagate/failed", "justify/dropped", "select/dropped"):
-            dropped += [replace(d, round=number) for d in ctx.read(artifact, Dropped, round=number)]
-    rows = [AuditedRow(i, gold[i], is_right.get(i)) for i in examples if i in gold]
-    return Audit(entries, curves, row_fates(examples, kept, dropped), rows)
-
-
 def measure_models(ctx: StageContext, rows: list[Example], metric: str) -> dict[str, Any]:
     """Predict with every model, store the predictions, and put them side by side."""
     n_bootstrap, seed = ctx.config.evaluate.n_bootstrap, ctx.config.seed
     found: dict[str, list[Prediction]] = {}
     for name, model in models_to_measure(ctx).items():
-        found[name] = list(predict(ctx, model, name, rows))
+        found[name] = list(predict_rows(ctx, model, rows, text=f"test rows, {name}"))
         ctx.write(f"evaluate/predictions_{name}", found[name], Prediction)
     pairs = [(a, b) for a, b in COMPARED if a in found and b in found]
     return {
@@ -152,19 +77,12 @@ STAGE = Stage(
     "evaluate",
     reads=(
         "data/test",
-        "data/unlabeled",
         "data/task",
         "data/counts",
-        SEALED_GOLD,
+        *AUDIT_READS,
         "warmup/model",
         "control/model",
         "evolve/model",
-        "propagate/failed",
-        "justify/pseudo_labels",
-        "justify/dropped",
-        "select/kept",
-        "select/dropped",
-        "select/threshold",
     ),
     writes=(
         *(f"evaluate/predictions_{name}" for name in MODELS),
@@ -174,4 +92,5 @@ STAGE = Stage(
     ),
     sections=("task", "model", "generator", "evaluate", "control", "rounds", "seed"),
     run=run,
+    unused=unused_selections,
 )

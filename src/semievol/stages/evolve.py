@@ -1,22 +1,37 @@
 """Evolution: fine-tune afresh on the labelled rows and the selected pseudo-labels.
 
-Reads   data/labeled, data/unlabeled, select/kept, warmup/model
+Reads   data/labeled, data/unlabeled, select/kept (or that of the oracle in `evolve.kept_by`), with
+        `evolve.init: warm` warmup/model
 Writes  evolve/model, evolve/training
 
 The paper starts from M_base and trains on both (arXiv:2410.14745, Eq. 9); the released code goes on from the warm-up
 adapter with the pseudo-labels alone. `evolve.init` and `evolve.train_on` choose.
 """
 
-from semievol.pools import kept_labels, pseudo_labeled
+from semievol.config import RunConfig
+from semievol.errors import DataError
+from semievol.pools import SELECTING, kept_labels, other_selections, pseudo_labeled
 from semievol.sft import build_sft_rows, fit_stage, stage_trainer_config
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import Example
 
+KEPT = tuple(f"{name}/kept" for name in SELECTING)
+
 
 def training_examples(ctx: StageContext) -> list[Example]:
-    """L (where the config asks for it) and everything kept up to and with this round."""
+    """L (where the config asks for it) and everything kept up to and with this round; L alone where nothing was.
+
+    Raises:
+        DataError: If neither gives a row.
+    """
     labeled = list(ctx.read("data/labeled", Example)) if ctx.config.evolve.train_on == "labeled+selected" else []
-    return [*labeled, *pseudo_labeled(ctx, kept_labels(ctx, before_round=ctx.round + 1))]
+    examples = [*labeled, *pseudo_labeled(ctx, kept_labels(ctx, before_round=ctx.round + 1))]
+    if not examples:
+        raise DataError(
+            "evolve: no pseudo-label was kept, and evolve.train_on: selected leaves the labelled rows out; "
+            "lower select.min_confidence or select.min_agreement, or set evolve.train_on: labeled+selected"
+        )
+    return examples
 
 
 def run(ctx: StageContext) -> StageStats:
@@ -26,10 +41,17 @@ def run(ctx: StageContext) -> StageStats:
     return fit_stage(ctx, model, build_sft_rows(training_examples(ctx), ctx.prompts()), config)
 
 
+def unused_artifacts(config: RunConfig) -> tuple[str, ...]:
+    """Trained models that training does not start from, and what other stages than `evolve.kept_by` kept."""
+    models = () if config.evolve.init == "warm" else ("warmup/model", "evolve/model")
+    return (*models, *other_selections(config, KEPT))
+
+
 STAGE = Stage(
     "evolve",
-    reads=("data/labeled", "data/unlabeled", "data/task", "select/kept", "warmup/model", "evolve/model"),
+    reads=("data/labeled", "data/unlabeled", "data/task", *KEPT, "warmup/model", "evolve/model"),
     writes=("evolve/model", "evolve/training"),
     sections=("task", "model", "trainer", "evolve", "seed"),
     run=run,
+    unused=unused_artifacts,
 )

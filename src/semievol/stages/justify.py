@@ -1,6 +1,7 @@
 """Self-justification: the warm model settles disagreements, and says how sure it is of every final answer.
 
-Reads   data/unlabeled, propagate/candidates, warmup/model (or the model of the round before)
+Reads   data/unlabeled, propagate/candidates, warmup/model (or the model of the round before; neither with
+        `justify.model: base`)
 Writes  justify/pseudo_labels, justify/dropped
 
 Consensus is the same parsed answer from all configurations; an unparsable answer agrees with nothing. The confidence is
@@ -9,14 +10,14 @@ alone; for closed answer sets it comes from the exact distribution, over the tok
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from semievol.answering import best_answer, choice_request, max_tokens
-from semievol.answers import closed_set, normal_form, parse_answer
-from semievol.config import JustifyConfig
+from semievol.answering import Vote, best_answer, choice_request, count_votes, max_tokens, share_behind
+from semievol.answers import closed_set, parse_answer
+from semievol.config import JustifyConfig, RunConfig
 from semievol.pools import UNLABELED_READS, unlabeled_pool
 from semievol.prompts import PromptBuilder
 from semievol.stage import WINDOW, Stage, StageContext, StageStats
@@ -31,36 +32,6 @@ from semievol.types import (
     Request,
     Sampling,
 )
-
-
-class Vote(NamedTuple):
-    """What the configurations agree on."""
-
-    answer: str | None
-    """The most frequent parsed answer; ties go to the earlier configuration; None if none could be parsed."""
-    agreement: float
-    """Share of all configurations behind `answer`, in [0, 1]."""
-
-    @property
-    def is_consensus(self) -> bool:
-        """Whether every configuration gave this answer."""
-        return self.answer is not None and self.agreement == 1.0
-
-
-def count_votes(answers: Sequence[str | None], prompts: PromptBuilder) -> Vote:
-    """Find the answer with the most votes."""
-    forms = [None if a is None else normal_form(a, prompts.task) for a in answers]
-    parsed = [form for form in forms if form is not None]
-    if not parsed:
-        return Vote(None, 0.0)
-    winner, n = Counter(parsed).most_common(1)[0]  # equal counts: the one seen first
-    return Vote(answers[forms.index(winner)], n / len(answers))
-
-
-def share_behind(answer: str, answers: Sequence[str | None], prompts: PromptBuilder) -> float:
-    """Share of the configurations that gave `answer`."""
-    form = normal_form(answer, prompts.task)
-    return sum(a is not None and normal_form(a, prompts.task) == form for a in answers) / len(answers)
 
 
 def needs_justification(vote: Vote, config: JustifyConfig) -> bool:
@@ -168,7 +139,8 @@ def measure_confidence(
 
 def run(ctx: StageContext) -> StageStats:
     """Settle, measure, write; block by block, so that memory does not grow with U."""
-    prompts, model = ctx.prompts(), ctx.warm_model()
+    prompts = ctx.prompts()
+    model = ctx.warm_model() if ctx.config.justify.model == "warm" else ctx.base_model
     dropped: list[Dropped] = []
     stats: Counter[str] = Counter()
 
@@ -190,10 +162,16 @@ def run(ctx: StageContext) -> StageStats:
     return {"n_rows": n, "n_dropped": len(dropped), "n_consensus": 0, "n_justified": 0, **stats}
 
 
+def unused_models(config: RunConfig) -> tuple[str, ...]:
+    """Trained models that are not asked."""
+    return () if config.justify.model == "warm" else ("warmup/model", "evolve/model")
+
+
 STAGE = Stage(
     "justify",
     reads=(*UNLABELED_READS, "propagate/candidates", "warmup/model", "evolve/model", "data/task"),
     writes=("justify/pseudo_labels", "justify/dropped"),
     sections=("task", "model", "generator", "justify", "seed"),
     run=run,
+    unused=unused_models,
 )

@@ -1,6 +1,7 @@
 """Collaborative learning: several configurations of the model answer every unlabelled row.
 
-Reads   data/labeled, data/unlabeled, retrieve/demonstrations, warmup/model (or the model of the round before)
+Reads   data/labeled, data/unlabeled, retrieve/demonstrations, warmup/model (or the model of the round before;
+        neither where all configurations are of the base)
 Writes  propagate/candidates, propagate/failed
 
 A configuration is a member of {base, warm} x {0..k demonstrations} (arXiv:2410.14745, section 3.3); equal ones share
@@ -16,8 +17,8 @@ from typing import NamedTuple
 
 from semievol.answering import best_answer, choice_request, max_tokens
 from semievol.answers import closed_set, parse_answer
-from semievol.backends.base import Tokens
-from semievol.config import ConfigurationConfig, PropagateConfig
+from semievol.config import ConfigurationConfig, PropagateConfig, RunConfig
+from semievol.demonstrations import fit_demonstrations
 from semievol.pools import LABELED_READS, count_unlabeled, labeled_pool, unlabeled_pool
 from semievol.prompts import PromptBuilder
 from semievol.stage import Stage, StageContext, StageStats
@@ -54,17 +55,6 @@ def draw_configurations(config: PropagateConfig, k: int, seed: int) -> tuple[Con
     return tuple(
         generator.sample(pool, config.draw) if config.draw <= len(pool) else generator.choices(pool, k=config.draw)
     )
-
-
-def fit_demonstrations(
-    example: Example, demonstrations: Sequence[Example], prompts: PromptBuilder, tokens: Tokens, *, limit: int
-) -> tuple[tuple[Message, ...], int]:
-    """The prompt with as many of the nearest demonstrations as fit into `limit` tokens, and how many were left out."""
-    for n in range(len(demonstrations), 0, -1):
-        messages = prompts.answer(example, demonstrations[:n])
-        if tokens.count_prompt(messages) <= limit:
-            return messages, len(demonstrations) - n
-    return prompts.answer(example), len(demonstrations)
 
 
 def combine_samples(
@@ -106,7 +96,9 @@ def combine_scores(prompts: Sequence[Prompt], scores: Sequence[ChoiceScores], bu
 def ask(ctx: StageContext, configurations: Sequence[ConfigurationConfig]) -> Iterator[Candidates | Dropped]:
     """Answer every row of the round with every configuration, in the order of the rows."""
     config, builder = ctx.config.propagate, ctx.prompts()
-    models = {"base": ctx.base_model, "warm": ctx.warm_model()}
+    models = {"base": ctx.base_model}
+    if any(c.model == "warm" for c in configurations):
+        models["warm"] = ctx.warm_model()
     counts = Counter(configurations)
     # Equal configurations become the n samples of one request, so they share its prefill.
     n = next(iter(counts.values())) if len(set(counts.values())) == 1 and config.answer_with == "samples" else 1
@@ -176,10 +168,18 @@ def run(ctx: StageContext) -> StageStats:
     return {"n_rows": n, "n_failed": len(failed), "configurations": names, "n_demonstrations_dropped": 0, **stats}
 
 
+def unused_models(config: RunConfig) -> tuple[str, ...]:
+    """Trained models that no configuration asks; configurations that are drawn may ask any."""
+    drawn = config.propagate.draw is not None
+    uses_warm = drawn or any(c.model == "warm" for c in config.propagate.configurations)
+    return () if uses_warm else ("warmup/model", "evolve/model")
+
+
 STAGE = Stage(
     "propagate",
     reads=(*LABELED_READS, "retrieve/demonstrations", "warmup/model", "evolve/model", "data/task"),
     writes=("propagate/candidates", "propagate/failed"),
     sections=("task", "model", "generator", "propagate", "retrieve", "seed"),
     run=run,
+    unused=unused_models,
 )

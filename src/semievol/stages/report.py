@@ -39,7 +39,8 @@ def assemble_results(config: RunConfig, run_dir: RunDir) -> dict[str, Any]:
 
 
 def _trainings(config: RunConfig, run_dir: RunDir) -> list[dict[str, Any]]:
-    names = ["warmup", *(f"round-{r}/evolve" for r in range(1, config.rounds + 1))]
+    names = ["adapt"] if config.adapt.enabled else []
+    names += ["warmup", *(f"round-{r}/evolve" for r in range(1, config.rounds + 1))]
     names += ["control"] if config.control.enabled else []
     return [{"stage": name, **run_dir.read_json(f"{name}/training")} for name in names]
 
@@ -54,7 +55,7 @@ def run(ctx: StageContext) -> StageStats:
 
 STAGE = Stage(
     "report",
-    reads=("evaluate/results", *(f"{name}/training" for name in ("warmup", "evolve", "control"))),
+    reads=("evaluate/results", *(f"{name}/training" for name in ("adapt", "warmup", "evolve", "control"))),
     writes=("results", "report"),
     sections=("report", "recipe"),
     run=run,

@@ -3,13 +3,13 @@
 Reads   justify/pseudo_labels
 Writes  select/kept, select/dropped, select/threshold
 
-Confidence is the mean negative log-likelihood of the final answer, in nats per token: lower is surer. The paper
-calls it
-entropy (arXiv:2410.14745, Eq. 6); it is a property of the one answer that was chosen. The threshold tau is the theta-th
+Confidence is the mean negative log-likelihood of the final answer, in nats per token: lower is surer. The paper calls
+it entropy (arXiv:2410.14745, Eq. 6); it is a property of the one answer chosen. The threshold tau is the theta-th
 percentile (Eq. 7) over the rows it applies to, so it adapts to the model and the task; it is not quality control.
+Absolute minima (`select.min_confidence`, `select.min_agreement`) come first and hold for every row; the percentile is
+then taken over those that are left. They may leave nothing.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from semievol.config import SelectConfig
 from semievol.errors import DataError
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import Dropped, PseudoLabel
+from semievol.uncertainty import is_ranked, uncertainty
 
 
 class Threshold(NamedTuple):
@@ -31,29 +32,6 @@ class Threshold(NamedTuple):
     """Rows that the percentile was taken over."""
 
 
-def uncertainty(label: PseudoLabel, config: SelectConfig) -> float:
-    """The signal of a label, turned so that lower is surer.
-
-    Raises:
-        DataError: If the label does not carry the signal.
-    """
-    nll = label.justify_nll if config.prompt == "justify" else label.mean_nll
-    value = {
-        "mean_nll": nll,
-        "entropy": label.entropy,
-        "max_probability": None if label.max_probability is None else -label.max_probability,
-        "agreement": -label.agreement,
-    }[config.signal]
-    if value is None or math.isnan(value):
-        raise DataError(f"select: row {label.example_id} has no {config.signal} under the {config.prompt} prompt")
-    return value
-
-
-def is_ranked(label: PseudoLabel, config: SelectConfig) -> bool:
-    """Whether the percentile applies to a label, or it is kept without a confidence test."""
-    return config.apply_to == "all" or label.source != "consensus"
-
-
 def find_threshold(values: Sequence[float], config: SelectConfig) -> Threshold:
     """The `keep_fraction` quantile of `values`; one of the values, so ties at the threshold are all kept."""
     if not values:
@@ -62,34 +40,58 @@ def find_threshold(values: Sequence[float], config: SelectConfig) -> Threshold:
     return Threshold(float(np.quantile(np.array(values), config.keep_fraction, method="inverted_cdf")), len(values))
 
 
-def keeps(label: PseudoLabel, threshold: Threshold, config: SelectConfig) -> bool:
-    """Whether a label becomes training data."""
+def reason_to_drop(label: PseudoLabel, threshold: Threshold, config: SelectConfig) -> Dropped | None:
+    """Why a label does not become training data, or None where it does."""
+    under = below_minimum(label, config)
+    if under is not None:
+        return under
     if not is_ranked(label, config):
-        return True
-    return threshold.uncertainty is not None and uncertainty(label, config) <= threshold.uncertainty
+        return None
+    value = uncertainty(label, config)
+    if threshold.uncertainty is not None and value <= threshold.uncertainty:
+        return None
+    detail = f"{config.signal} {abs(value):.4f}, threshold {abs(threshold.uncertainty or 0.0):.4f}"
+    return Dropped(label.example_id, "select", "not confident enough", detail=detail, round=label.round)
+
+
+def below_minimum(label: PseudoLabel, config: SelectConfig) -> Dropped | None:
+    """The absolute minimum that a label misses, or None where it misses none.
+
+    Raises:
+        DataError: If a probability is asked for and the label has none.
+    """
+    if config.min_confidence is not None:
+        if label.max_probability is None:
+            raise DataError(f"select: row {label.example_id} has no probability for select.min_confidence")
+        if label.max_probability < config.min_confidence:
+            detail = f"max_probability {label.max_probability:.4f}, select.min_confidence {config.min_confidence:g}"
+            return Dropped(label.example_id, "select", "probability below the minimum", detail, label.round)
+    # Stored shares are rounded to six digits: two of three must reach a minimum of 2/3.
+    if config.min_agreement is not None and label.agreement < config.min_agreement - 1e-6:
+        detail = f"agreement {label.agreement:.4f}, select.min_agreement {config.min_agreement:g}"
+        return Dropped(label.example_id, "select", "agreement below the minimum", detail, label.round)
+    return None
 
 
 def run(ctx: StageContext) -> StageStats:
     """Two passes: find the threshold, then write both sides."""
     config = ctx.config.select
-    ranked = [uncertainty(x, config) for x in ctx.read("justify/pseudo_labels", PseudoLabel) if is_ranked(x, config)]
+
+    def labels() -> Iterator[PseudoLabel]:
+        return ctx.read("justify/pseudo_labels", PseudoLabel)
+
+    ranked = [uncertainty(x, config) for x in labels() if is_ranked(x, config) and below_minimum(x, config) is None]
     threshold = find_threshold(ranked, config)
-
-    def side(kept: bool) -> Iterator[PseudoLabel]:
-        return (x for x in ctx.read("justify/pseudo_labels", PseudoLabel) if keeps(x, threshold, config) == kept)
-
-    n_kept = ctx.write("select/kept", side(True), PseudoLabel)
-    n_dropped = ctx.write("select/dropped", (_reason(x, threshold, config) for x in side(False)), Dropped)
-    if n_kept == 0:
+    n_kept = ctx.write("select/kept", (x for x in labels() if not reason_to_drop(x, threshold, config)), PseudoLabel)
+    dropped = (reason for x in labels() if (reason := reason_to_drop(x, threshold, config)))
+    n_dropped = ctx.write("select/dropped", dropped, Dropped)
+    if n_kept + n_dropped == 0:
         raise DataError("select: no pseudo-labels to choose from; justify/dropped and propagate/failed say why")
+    if n_kept == 0:
+        ctx.reporter.note("select: no pseudo-label reaches select.min_confidence and select.min_agreement")
     stats = {"n_kept": n_kept, "n_dropped": n_dropped, "signal": config.signal, **threshold._asdict()}
     ctx.write_json("select/threshold", stats)
     return stats
-
-
-def _reason(label: PseudoLabel, threshold: Threshold, config: SelectConfig) -> Dropped:
-    detail = f"{config.signal} {abs(uncertainty(label, config)):.4f}, threshold {abs(threshold.uncertainty or 0.0):.4f}"
-    return Dropped(label.example_id, "select", "not confident enough", detail=detail, round=label.round)
 
 
 STAGE = Stage(

@@ -1,0 +1,284 @@
+"""What a comparison can run: every arm is a tuple of stages and the config keys that it sets.
+
+No arm has code of its own. Arms that agree in a step's inputs share it, so an arm sets as few keys as it needs; the
+rest is the user's config. Where a paper stands behind an arm its description names it.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from semievol.config import RECIPES, ConfigurationConfig, RunConfig, parse_config
+from semievol.errors import ConfigError
+from semievol.pipeline import STAGES, Step
+from semievol.stage import ROUND_STAGES, Stage
+from semievol.stages import audit, distill, measure, oracle_full, oracle_select
+
+Overrides = dict[str, Any]
+"""Dotted config key -> value."""
+
+ARM_STAGES: dict[str, Stage] = {
+    s.name: s for s in (*STAGES, distill.STAGE, oracle_select.STAGE, oracle_full.STAGE, measure.STAGE, audit.STAGE)
+}
+
+MEASURED: Overrides = {"measure.model": "evolved", "measure.k": 0, "measure.n_samples": 1}
+"""How an arm is measured unless it says otherwise."""
+
+BEFORE = ("data", "adapt", "warmup")
+"""Stages before the first round."""
+LABELING = ("retrieve", "propagate", "justify", "select")
+METHOD = ("data", "warmup", *LABELING, "evolve")
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to use the labelled and the unlabelled rows, or one of them, or none."""
+
+    name: str
+    description: str
+    stages: tuple[str, ...]
+    """What it runs before it is measured; those that rounds repeat stand together."""
+    overrides: Callable[[RunConfig], Overrides]
+    """Keys that it sets, given the user's config."""
+    uses_gold: bool = False
+    """Whether it reads the sealed targets of the unlabelled rows."""
+    needs_closed_set: bool = False
+    """Whether it needs the exact probability of an answer, so a task of type choice or label."""
+
+    def fits(self, config: RunConfig) -> bool:
+        """Whether it can be run on the task of a config."""
+        return not self.needs_closed_set or config.task.type in ("choice", "label")
+
+
+def configure(arm: Arm, config: RunConfig) -> RunConfig:
+    """The config of an arm.
+
+    Raises:
+        ConfigError: If the arm cannot be made of this config.
+    """
+    return override(config, MEASURED | arm.overrides(config), source=f"arm {arm.name}")
+
+
+def override(config: RunConfig, values: Mapping[str, Any], *, source: str) -> RunConfig:
+    """A copy of `config` with dotted keys set. Raises ConfigError, which names `source`, if the result is invalid."""
+    raw = config.model_dump(mode="json")
+    for key, value in values.items():
+        node = raw
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{source}: {key}: {parent} is a value, not a section")
+        node[last] = value
+    return parse_config(raw, source=source)
+
+
+def plan_arm(arm: Arm, config: RunConfig, *, use_gold: bool) -> list[Step]:
+    """All steps of an arm, in order; `config` is the arm's own. With `use_gold` its pseudo-labels are audited too."""
+    names = [*arm.stages, "measure"]
+    if use_gold and "select" in arm.stages:
+        names.append("audit")
+    repeated = [ARM_STAGES[n] for n in names if n in ROUND_STAGES]
+    steps: list[Step] = []
+    for name in names:
+        if name not in ROUND_STAGES:
+            steps.append(Step(ARM_STAGES[name], 1 if name in BEFORE else config.rounds))
+        elif ARM_STAGES[name] is repeated[0]:
+            steps += [Step(stage, r) for r in range(1, config.rounds + 1) for stage in repeated]
+    return steps
+
+
+def choose_arms(names: Sequence[str], config: RunConfig, *, use_gold: bool) -> list[Arm]:
+    """Arms by name, in the order of ARMS; `all` stands for all that may run on the task.
+
+    Raises:
+        ConfigError: If there is no such arm, or it needs another task, or reads sealed targets without `use_gold`.
+    """
+    if list(names) == ["all"]:
+        return [arm for arm in ARMS.values() if arm.fits(config) and (use_gold or not arm.uses_gold)]
+    for name in names:
+        if name not in ARMS:
+            near = difflib.get_close_matches(name, ARMS, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"arms: {', '.join(ARMS)}, or all"
+            raise ConfigError(f"no arm {name!r}; {hint}")
+        if ARMS[name].uses_gold and not use_gold:
+            raise ConfigError(
+                f"arm {name} reads the targets of the unlabelled rows, which stay sealed; add --use-gold to open them"
+            )
+        if not ARMS[name].fits(config):
+            raise ConfigError(
+                f"arm {name} needs the probability of an answer, so a closed answer set; task.type is "
+                f"{config.task.type}: leave the arm out"
+            )
+    if not names:
+        raise ConfigError(f"no arms given; arms: {', '.join(ARMS)}, or all")
+    return [arm for name, arm in ARMS.items() if name in names]
+
+
+def _set(**values: Any) -> Callable[[RunConfig], Overrides]:
+    """The same values whatever the config; `a__b` stands for the key a.b."""
+    return lambda _: {key.replace("__", "."): value for key, value in values.items()}
+
+
+def _few_shot(config: RunConfig, *, embedder: str) -> Overrides:
+    """The base sees the k nearest labelled rows. Dense: the config's own embedder, MiniLM where that is BM25."""
+    values: Overrides = {"measure.model": "base", "measure.k": config.retrieve.k or 3}
+    if embedder == "bm25":
+        return values | {"embedder": {"type": "bm25"}}
+    if config.embedder.type == "bm25":
+        return values | {"embedder": {"type": "sentence_transformers"}}
+    return values
+
+
+def _best_answer_of(model: str, config: RunConfig) -> Overrides:
+    """One configuration gives its most likely answer to every row, and all answers are kept after one round."""
+    values: Overrides = {
+        "propagate.configurations": [{"model": model, "k": 0}],
+        "propagate.draw": None,
+        "select.apply_to": "all",
+        "select.prompt": "plain",
+        "select.keep_fraction": 1.0,
+        "rounds": 1,
+    }
+    if config.task.type in ("choice", "label"):
+        return values | {"propagate.answer_with": "scores"}
+    return values | {"propagate.answer_with": "samples", "propagate.temperature": 0.0}
+
+
+def _pseudo_all(config: RunConfig) -> Overrides:
+    return _best_answer_of("warm", config) | {"justify.when": "never"}
+
+
+def _pseudo_confident(config: RunConfig) -> Overrides:
+    return _pseudo_all(config) | {"select.min_confidence": 0.9}
+
+
+def _reflection(config: RunConfig) -> Overrides:
+    kept = {"select.min_agreement": 1.0, "evolve.train_on": "selected", "evolve.init": "base"}
+    return _best_answer_of("base", config) | {"justify.when": "always", "justify.model": "base"} | kept
+
+
+def _configurations(config: RunConfig) -> tuple[ConfigurationConfig, ...]:
+    if config.propagate.draw is not None:
+        raise ConfigError(
+            "propagate.draw: the ablations change the list of configurations; set propagate.configurations instead"
+        )
+    return config.propagate.configurations
+
+
+def _without_warmup(config: RunConfig) -> Overrides:
+    listed = [{"model": "base", "k": c.k} for c in _configurations(config)]
+    return {"propagate.configurations": listed, "justify.model": "base", "evolve.init": "base"}
+
+
+def _without_demonstrations(config: RunConfig) -> Overrides:
+    return {"propagate.configurations": [{"model": c.model, "k": 0} for c in _configurations(config)]}
+
+
+def _without_collaboration(config: RunConfig) -> Overrides:
+    """The warm model with most demonstrations: what is left of the other two parts of the method stays."""
+    one = max(_configurations(config), key=lambda c: (c.model == "warm", c.k))
+    return {"propagate.configurations": [one.model_dump()]}
+
+
+_ARMS = (
+    Arm("zero_shot", "base model as it is", ("data",), _set(measure__model="base")),
+    Arm(
+        "few_shot_bm25",
+        "base model, k nearest labelled rows by BM25 in the prompt",
+        ("data",),
+        partial(_few_shot, embedder="bm25"),
+    ),
+    Arm(
+        "few_shot_dense",
+        "base model, k nearest labelled rows by embedding in the prompt",
+        ("data",),
+        partial(_few_shot, embedder="dense"),
+    ),
+    Arm(
+        "self_consistency",
+        "SFT model, majority of 4 sampled answers (arXiv:2203.11171)",
+        ("data", "warmup"),
+        _set(measure__model="warm", measure__n_samples=4),
+    ),
+    Arm("sft", "fine-tuned on the labelled rows", ("data", "warmup"), _set(measure__model="warm")),
+    Arm(
+        "sft_matched",
+        "fine-tuned on the labelled rows for as many steps as semievol",
+        (*METHOD, "control"),
+        _set(measure__model="control"),
+    ),
+    Arm(
+        "tapt_sft",
+        "language modelling of all questions, then fine-tuned on the labelled rows (arXiv:2004.10964)",
+        ("data", "adapt", "warmup"),
+        _set(measure__model="warm", adapt__enabled=True),
+    ),
+    Arm(
+        "pseudo_all",
+        "labelled rows and the SFT model's best answer to every unlabelled row",
+        METHOD,
+        _pseudo_all,
+    ),
+    Arm(
+        "pseudo_confident",
+        "the same, answers of probability 0.9 and more alone",
+        METHOD,
+        _pseudo_confident,
+        needs_closed_set=True,
+    ),
+    Arm(
+        "icl_distill",
+        "base model that learns what it answers with demonstrations (arXiv:2209.15189)",
+        ("data", "retrieve", "distill"),
+        _set(measure__model="distilled", distill__teacher="base", rounds=1),
+        needs_closed_set=True,
+    ),
+    Arm(
+        "reflection",
+        "no labels: the base answers, looks at its answers again and trains on those it stands by",
+        ("data", *LABELING, "evolve"),
+        _reflection,
+    ),
+    Arm("semievol", "the method, as the config has it (arXiv:2410.14745)", METHOD, _set()),
+    Arm(
+        "semievol_released",
+        "the method as the authors' released code does it",
+        METHOD,
+        lambda _: {"recipe": "released", **RECIPES["released"]},
+    ),
+    Arm(
+        "semievol-iwp",
+        "without in-weight propagation: the base in the place of the SFT model",
+        ("data", *LABELING, "evolve"),
+        _without_warmup,
+    ),
+    Arm("semievol-icp", "without in-context propagation: no demonstrations", METHOD, _without_demonstrations),
+    Arm("semievol-cl", "without collaborative learning: one configuration", METHOD, _without_collaboration),
+    Arm(
+        "semievol-as",
+        "without adaptive selection: all pseudo-labels",
+        METHOD,
+        _set(select__keep_fraction=1.0, rounds=1),
+    ),
+    Arm(
+        "oracle_select",
+        "bound: as many pseudo-labels as semievol keeps, all of them right",
+        ("data", "warmup", *LABELING, "oracle_select", "evolve"),
+        _set(evolve__kept_by="oracle_select", rounds=1),
+        uses_gold=True,
+    ),
+    Arm(
+        "oracle_full",
+        "bound: fine-tuned on the labelled rows and the targets of all unlabelled ones",
+        ("data", "oracle_full", "evolve"),
+        _set(evolve__kept_by="oracle_full", evolve__init="base", evolve__train_on="labeled+selected", rounds=1),
+        uses_gold=True,
+    ),
+)
+
+ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ARMS}
+"""Every arm by name, in the order of tables: what trains nothing, then supervised, semi-supervised, ablations and
+bounds."""

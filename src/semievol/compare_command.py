@@ -1,0 +1,172 @@
+"""What stands behind `semievol compare` and `semievol sweep`: arguments to configs, seeds and folders, and the end."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from semievol.artifacts import RunDir
+from semievol.comparing import compare
+from semievol.comparison import read_comparison
+from semievol.config import RunConfig, load_config
+from semievol.demo.running import prepare_demo
+from semievol.errors import ConfigError
+from semievol.stage import Reporter
+from semievol.sweeping import ARMS, plan_points, point_settings, split_arguments
+
+DEMO = "demo:"
+FORMATS = ("text", "csv", "md", "tex", "json")
+
+
+def run_comparison(
+    source: str,
+    overrides: Sequence[str],
+    *,
+    arms: str,
+    seeds: str,
+    splits: str,
+    reference: str | None,
+    use_gold: bool,
+    output_dir: Path | None,
+    jobs: int,
+    reporter: Reporter,
+) -> Path:
+    """`semievol compare`; returns the folder."""
+    folder = output_dir or default_folder("compare", source)
+    numbers = parse_numbers(splits, option="--splits")
+    return compare(
+        open_configs(source, overrides, splits=numbers, folder=folder),
+        parse_names(arms),
+        seeds=parse_numbers(seeds, option="--seeds"),
+        splits=numbers,
+        reference=reference,
+        use_gold=use_gold,
+        output_dir=folder,
+        jobs=jobs,
+        reporter=reporter,
+    )
+
+
+def run_sweep(
+    source: str,
+    arguments: Sequence[str],
+    *,
+    arms: str | None,
+    cartesian: bool,
+    seeds: str,
+    splits: str,
+    reference: str | None,
+    use_gold: bool,
+    output_dir: Path | None,
+    jobs: int,
+    reporter: Reporter,
+) -> Path:
+    """`semievol sweep`; returns the folder."""
+    folder = output_dir or default_folder("sweep", source)
+    overrides, axes = split_arguments(arguments)
+    points = plan_points(axes, cartesian=cartesian)
+    numbers = parse_numbers(splits, option="--splits")
+    return compare(
+        open_configs(source, overrides, splits=numbers, folder=folder),
+        list(ARMS) if arms is None else parse_names(arms),
+        seeds=parse_numbers(seeds, option="--seeds"),
+        splits=numbers,
+        reference=reference,
+        use_gold=use_gold,
+        output_dir=folder,
+        settings=point_settings(points),
+        sweep=axes,
+        jobs=jobs,
+        reporter=reporter,
+    )
+
+
+def open_configs(
+    source: str, overrides: Sequence[str], *, splits: Sequence[int], folder: Path
+) -> RunConfig | Mapping[int, RunConfig]:
+    """The config of a file, or for `demo:TASK` one a split, whose rows are made with the split's number as seed.
+
+    Raises:
+        ConfigError: If an override sets what a comparison varies itself, or the config is not valid.
+    """
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if key in ("seed", "data.seed", "output_dir"):
+            option = {"seed": "--seeds", "data.seed": "--splits", "output_dir": "--output-dir"}[key]
+            raise ConfigError(f"{text}: a comparison sets {key} for each run; use {option}")
+    if not source.startswith(DEMO):
+        return load_config(Path(source), overrides)
+    task = source.removeprefix(DEMO)
+    return {
+        s: prepare_demo(task, seed=s, output_dir=folder / "tasks" / f"split-{s}", overrides=overrides) for s in splits
+    }
+
+
+def default_folder(command: str, source: str) -> Path:
+    """`runs/compare-NAME`."""
+    name = source.removeprefix(DEMO) if source.startswith(DEMO) else Path(source).stem
+    return Path("runs") / f"{command}-{name}"
+
+
+def parse_names(text: str) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_numbers(text: str, *, option: str) -> list[int]:
+    """`5` is 0 to 4; with a comma the numbers themselves: `3,4,7`, or `3,` for one.
+
+    Raises:
+        ConfigError: If it is neither, or a number comes twice.
+    """
+    if not re.fullmatch(r"\d+|(\d+,)+\d*", text.replace(" ", "")) or text.strip() == "0":
+        raise ConfigError(f"{option} {text}: expected how many (5 is 0 to 4), or the numbers themselves, such as 3,4,7")
+    if "," not in text:
+        return list(range(int(text)))
+    found = [int(part) for part in text.split(",") if part.strip()]
+    if len(set(found)) < len(found):
+        raise ConfigError(f"{option} {text}: a number comes twice")
+    return found
+
+
+def check_format(table_format: str) -> None:
+    """Raises ConfigError if a table cannot be printed so."""
+    if table_format not in FORMATS:
+        raise ConfigError(f"--format {table_format}: choose one of {', '.join(FORMATS)}")
+
+
+def show_comparison(folder: Path, *, table_format: str) -> str | Group:
+    """Draw the report of a comparison; return its main table as text for a terminal or csv, md, tex, or all as json.
+
+    Raises:
+        ConfigError: If there is no such format.
+        ArtifactError: If the folder holds no comparison.
+    """
+    # Statistics and figures are heavy, and nothing that runs needs them.
+    from semievol.compare_report import short_table, write_compare_report
+
+    check_format(table_format)
+    report = write_compare_report(folder)
+    if table_format == "json":
+        return json.dumps(RunDir(folder).read_json("results"), indent=2, ensure_ascii=False)
+    if table_format == "text":
+        return Group(short_table(folder), Text(f"report  {report}\nresults {folder / 'results.json'}"))
+    return (folder / "tables" / f"main.{table_format}").read_text(encoding="utf-8")
+
+
+def status_of_comparison(folder: Path) -> dict[str, Any]:
+    """How many runs are done, failed and pending, and why some failed. Raises ArtifactError if it is no comparison."""
+    record = read_comparison(folder)
+    counts = {status: sum(run.status == status for run in record.runs) for status in ("done", "failed", "pending")}
+    return {"comparison": str(folder), **counts, "errors": {run.folder: run.error for run in record.failed}}
+
+
+def describe_failures(folder: Path) -> str:
+    """A line for each failed run; empty where none failed."""
+    failed = read_comparison(folder).failed
+    lines = [f"{run.folder}: {run.error}" for run in failed]
+    return "\n".join([f"{len(failed)} runs failed; the same command tries them again", *lines]) if failed else ""

@@ -1,0 +1,216 @@
+"""What a comparison says beside accuracy: cost, calibration, groups, signals of selection, spread over a sweep."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semievol import metrics
+from semievol.audit import measure_calibration
+from semievol.compare_load import ArmRun, Cell, ComparisonData, run_cost, value_text
+from semievol.compare_results import measure_cell, run_units, stack_scores
+from semievol.compare_stats import crossed_mean, share_interval, spread
+from semievol.types import PseudoLabel
+
+Floats = NDArray[np.float64]
+
+SIGNALS: Mapping[str, float] = {"mean_nll": -1.0, "entropy": -1.0, "max_probability": 1.0, "agreement": 1.0}
+"""Fields of a PseudoLabel that selection can rank by, with the sign that makes larger surer."""
+COVERAGES = tuple(np.round(np.linspace(0.02, 1.0, 50), 2).tolist())
+MOST_GROUPS = 30
+N_BINS = 10
+"""Of a reliability diagram."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Confidence against hits, means over the runs; the bins are over all answers."""
+
+    ece: float
+    """Expected calibration error over 15 bins of equal mass."""
+    brier: float
+    mean_entropy: float | None
+    mean_nll: float | None
+    n: int
+    bins: tuple[dict[str, float], ...]
+    """confidence, accuracy and n of ten bins of equal mass."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalQuality:
+    """How well one signal puts wrong pseudo-labels last."""
+
+    signal: str
+    aurc: float
+    """Area under the risk-coverage curve, mean over the runs; lower is better."""
+    aurc_sd: float | None
+    error: float
+    """Share of wrong labels among all: the area of a signal that knows nothing."""
+    n: int
+    """Labels a run, mean."""
+    curve: tuple[tuple[float, float], ...]
+    """(coverage, risk), means over the runs."""
+
+
+def mean_cost(cell: Cell) -> dict[str, float] | None:
+    """Cost of one run of a cell, mean over its finished runs (see `run_cost`); None where there is none."""
+    if not cell.done:
+        return None
+    costs = [run_cost(run) for run in cell.done]
+    mean = {key: float(np.mean([cost[key] for cost in costs])) for key in costs[0]}
+    return mean | {"peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs)}
+
+
+def calibrate(cell: Cell) -> Calibration | None:
+    """Calibration of a cell; None where no answer has a confidence."""
+    found = [c for run in cell.done if (c := measure_calibration(run.arm, run.predictions)) is not None]
+    if not found:
+        return None
+    rated = [(p.confidence, p.score) for run in cell.done for p in run.predictions if p.confidence is not None]
+    return Calibration(
+        ece=float(np.mean([c["ece"] for c in found])),
+        brier=float(np.mean([c["brier"] for c in found])),
+        mean_entropy=_mean([c["mean_entropy"] for c in found]),
+        mean_nll=_mean([c["mean_nll"] for c in found]),
+        n=sum(c["n"] for c in found),
+        bins=tuple(_reliability(np.array(rated, dtype=np.float64))),
+    )
+
+
+def measure_groups(cell: Cell) -> list[dict[str, Any]]:
+    """Mean score by group of the test rows with intervals, largest groups first; nothing where there are too many."""
+    runs = cell.done
+    if not runs:
+        return []
+    names = {p.example_id: p.group for run in runs for p in run.predictions}
+    groups = sorted({group for group in names.values() if group is not None})
+    if not 2 <= len(groups) <= MOST_GROUPS:
+        return []
+    matrix, _ = stack_scores(runs, [run.scores for run in runs])
+    ids = list(dict.fromkeys(row_id for run in runs for row_id in run.row_ids))
+    lines = []
+    for group in groups:
+        part = matrix[:, [names[row_id] == group for row_id in ids]]
+        used = np.asarray(np.isfinite(part).any(axis=1))
+        units = run_units([run for run, use in zip(runs, used.tolist(), strict=True) if use])
+        found = crossed_mean(part[used], units=units)
+        binary = bool(np.isin(part[np.isfinite(part)], (0.0, 1.0)).all())
+        low, high = share_interval(found) if binary else found.interval()
+        lines.append(
+            {
+                "arm": cell.arm.name,
+                "setting": dict(cell.setting),
+                "group": group,
+                "value": found.mean,
+                "ci_low": max(0.0, low),
+                "ci_high": min(1.0, high),
+                "n": part.shape[1],
+            }
+        )
+    return sorted(lines, key=lambda line: (-line["n"], line["group"]))
+
+
+def rate_signals(cell: Cell) -> list[SignalQuality]:
+    """Risk-coverage of each signal on the audited pseudo-labels; nothing without an audit."""
+    rated = [found for run in cell.done if (found := _rated_labels(run))]
+    lines = []
+    for signal, sign in SIGNALS.items():
+        curves = [curve for labels in rated if (curve := _risk_curve(labels, signal, sign)) is not None]
+        if not curves:
+            continue
+        areas = [curve[0] for curve in curves]
+        risks = np.mean([curve[1] for curve in curves], axis=0).tolist()
+        lines.append(
+            SignalQuality(
+                signal=signal,
+                aurc=float(np.mean(areas)),
+                aurc_sd=spread(areas),
+                error=float(np.mean([curve[2] for curve in curves])),
+                n=round(float(np.mean([curve[3] for curve in curves]))),
+                curve=tuple(zip(COVERAGES, risks, strict=True)),
+            )
+        )
+    return lines
+
+
+def spread_over_sweep(data: ComparisonData) -> list[dict[str, Any]]:
+    """For each swept key and arm: mean, standard deviation, least and most of the metric over the key's values.
+
+    For a key whose values should not matter (rewordings of an instruction) the deviation says how much they do.
+    """
+    lines = []
+    for key in data.sweep:
+        for arm in dict.fromkeys(cell.arm.name for cell in data.cells):
+            measured = [
+                (value_text(cell.setting[key]), m.value)
+                for cell in data.cells
+                if cell.arm.name == arm and key in cell.setting and (m := measure_cell(data, cell)) is not None
+            ]
+            values: dict[str, list[float]] = {}
+            for text, value in measured:
+                values.setdefault(text, []).append(value)
+            means = [float(np.mean(found)) for found in values.values()]
+            if len(means) > 1:
+                lines.append(
+                    {
+                        "key": key,
+                        "arm": arm,
+                        "n_values": len(means),
+                        "mean": float(np.mean(means)),
+                        "sd": spread(means),
+                        "least": min(means),
+                        "most": max(means),
+                    }
+                )
+    return lines
+
+
+def scored_values(cell: Cell, field: str) -> tuple[Floats, Floats] | None:
+    """Values of a field of the predictions over all runs, and the scores; None where no answer has it."""
+    rows = [
+        (getattr(p, field), p.score)
+        for run in cell.done
+        for p in run.predictions
+        if getattr(p, field) is not None and p.score is not None
+    ]
+    if not rows:
+        return None
+    values = np.array(rows, dtype=np.float64)
+    return values[:, 0], values[:, 1]
+
+
+def _rated_labels(run: ArmRun) -> list[tuple[PseudoLabel, bool]]:
+    right = run.audited
+    if not any(verdict is not None for verdict in right.values()):
+        return []
+    rated = ((label, right.get(label.example_id)) for label in run.pseudo_labels())
+    return [(label, verdict) for label, verdict in rated if verdict is not None]
+
+
+def _risk_curve(
+    labels: Sequence[tuple[PseudoLabel, bool]], signal: str, sign: float
+) -> tuple[float, Floats, float, int] | None:
+    """Area, risks at COVERAGES, share wrong, rows; None where no label carries the signal."""
+    pairs = [(sign * value, right) for label, right in labels if (value := getattr(label, signal)) is not None]
+    if not pairs:
+        return None
+    sure, right = np.array(pairs, dtype=np.float64).T
+    risk = metrics.risk_coverage(sure, right)[1]
+    places = [max(1, round(c * len(risk))) - 1 for c in COVERAGES]
+    return float(risk.mean()), risk[places], float(1 - right.mean()), len(risk)
+
+
+def _reliability(rated: Floats) -> list[dict[str, float]]:
+    ordered = rated[np.argsort(rated[:, 0], kind="stable")]
+    return [
+        {"confidence": float(part[:, 0].mean()), "accuracy": float(part[:, 1].mean()), "n": len(part)}
+        for part in np.array_split(ordered, min(N_BINS, len(ordered)))
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [v for v in values if v is not None]
+    return math.fsum(present) / len(present) if present else None

@@ -1,0 +1,204 @@
+"""Works out a comparison before it runs: the config and steps of every run, what they share, and how long it takes."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from semievol.arms import Arm, configure, plan_arm
+from semievol.artifacts import RunDir
+from semievol.comparison import ComparisonRecord, RunRecord
+from semievol.config import RunConfig
+from semievol.errors import ConfigError
+from semievol.pipeline import Step, fingerprint_steps
+from semievol.stage import Backends
+
+REFERENCE = "sft_matched"
+
+Setting = Callable[[RunConfig], RunConfig]
+"""A point of a sweep: from the config of a split and seed to its own."""
+Key = tuple[str, int, int, str]
+"""Arm, split, seed and setting of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One arm on one split with one seed, ready to run."""
+
+    record: RunRecord
+    config: RunConfig
+    steps: tuple[Step, ...]
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Split and seed: runs that agree in both share their steps."""
+        return self.record.split, self.record.seed
+
+
+@dataclass(frozen=True, slots=True)
+class WorkPlan:
+    """What is left to do after sharing."""
+
+    n_runs: int
+    n_runs_done: int
+    n_steps: int
+    """Steps of all runs, shared ones counted in each."""
+    n_steps_shared: int
+    """Those that another run of the same split and seed does, or has done."""
+    n_steps_done: int
+    left: Mapping[str, int]
+    """Steps that will run, by stage."""
+    unmeasured: tuple[str, ...]
+    """Stages among them that no run of this folder has finished, so that their time is unknown."""
+    seconds: float
+    """Estimate for the others from the mean time of finished steps of the same stage, one after another."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        left = ", ".join(f"{stage} {n}" for stage, n in self.left.items()) or "nothing"
+        shared = f"{self.n_steps_shared} of them shared, {self.n_steps_done} done before"
+        known = f"about {format_seconds(self.seconds)}" if self.seconds else ""
+        unknown = f"not yet measured here: {', '.join(self.unmeasured)}" if self.unmeasured else ""
+        found = [
+            f"{self.n_runs} runs, {self.n_runs_done} done before; {self.n_steps} steps, {shared}",
+            f"left to run: {left}",
+        ]
+        if self.left:
+            found.append(f"time: {'; '.join(x for x in (known, unknown) if x)}")
+        return found
+
+
+def split_configs(config: RunConfig | Mapping[int, RunConfig], splits: Sequence[int]) -> dict[int, RunConfig]:
+    """The config of each split.
+
+    Raises:
+        ConfigError: If several splits of the same rows would be the same.
+    """
+    if not isinstance(config, RunConfig):
+        return {s: _with_data_seed(config[s], s) for s in splits}
+    data = config.data
+    drawn = any((data.max_rows, data.max_labeled, data.max_unlabeled, data.max_test))
+    if len(splits) > 1 and data.path is None and not drawn:
+        raise ConfigError(
+            f"--splits: {len(splits)} splits of separate files would all be the same; give one file (data.path), or "
+            f"draw from the files (data.max_labeled, ...), or use one split and more seeds"
+        )
+    return {s: _with_data_seed(config, s) for s in splits}
+
+
+def choose_reference(reference: str | None, arms: Sequence[str]) -> str:
+    """The arm that the others are compared with. Raises ConfigError if it is asked for and not run."""
+    if reference is not None and reference not in arms:
+        raise ConfigError(f"--reference {reference}: it is not among the arms {', '.join(arms)}; add it to --arms")
+    return reference or next((name for name in (REFERENCE, "sft") if name in arms), arms[0])
+
+
+def plan_runs(
+    record: ComparisonRecord, arms: Sequence[Arm], configs: Mapping[int, RunConfig], settings: Mapping[str, Setting]
+) -> list[PlannedRun]:
+    """Config and steps of every run of the record. Raises ConfigError if one cannot be made."""
+    by_name = {arm.name: arm for arm in arms}
+    planned = []
+    for run in record.runs:
+        seeded = configs[run.split].model_copy(update={"seed": run.seed})
+        config = configure(by_name[run.arm], settings[run.setting](seeded))
+        steps = plan_arm(by_name[run.arm], config, use_gold=record.use_gold)
+        planned.append(PlannedRun(run, config, tuple(steps)))
+    return planned
+
+
+def fingerprint_run(run: PlannedRun, folder: Path, backends: Callable[[RunConfig], Backends]) -> dict[str, str]:
+    """Fingerprint of each step of a run."""
+    return fingerprint_steps(run.config, RunDir(folder / run.record.folder), backends(run.config), run.steps)
+
+
+def plan_work(
+    folder: Path,
+    runs: Sequence[PlannedRun],
+    prints: Mapping[Key, dict[str, str]],
+    *,
+    n_runs_done: int,
+) -> WorkPlan:
+    """Count what will run, and estimate its time from what has run in this folder."""
+    seconds = measured_seconds(folder)
+    n_done = n_shared = 0
+    left: list[str] = []
+    for cell, members in by_cell(runs).items():
+        known = _finished_steps(folder, cell)
+        for run in members:
+            manifest = RunDir(folder / run.record.folder).manifest()
+            for step in run.steps:
+                fingerprint = prints[run.record.key][step.name]
+                if manifest.get(step.name, {}).get("fingerprint") == fingerprint:
+                    n_done += 1
+                elif (step.name, fingerprint) in known:
+                    n_shared += 1
+                else:
+                    left.append(step.stage.name)
+                    known.add((step.name, fingerprint))
+    counts = Counter(left)
+    unmeasured = tuple(stage for stage in counts if stage not in seconds)
+    estimate = sum(n * seconds.get(stage, 0.0) for stage, n in counts.items())
+    return WorkPlan(
+        len(runs), n_runs_done, n_done + n_shared + len(left), n_shared, n_done, dict(counts), unmeasured, estimate
+    )
+
+
+def measured_seconds(folder: Path) -> dict[str, float]:
+    """Mean seconds of the steps that have run in a comparison, by stage."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for manifest in folder.glob("**/manifest.json"):
+        for name, entry in RunDir(manifest.parent).manifest().items():
+            if "shared_from" not in entry:
+                found[name.rpartition("/")[2]].append(entry["cost"]["seconds"])
+    return {stage: sum(values) / len(values) for stage, values in found.items()}
+
+
+def format_seconds(seconds: float) -> str:
+    """Such as 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def is_done(folder: Path, run: PlannedRun, fingerprints: Mapping[str, str]) -> bool:
+    """Whether a run's folder holds all of its steps."""
+    manifest = RunDir(folder / run.record.folder).manifest()
+    return all(manifest.get(name, {}).get("fingerprint") == value for name, value in fingerprints.items())
+
+
+def share_tokenizers() -> Callable[[RunConfig], Backends]:
+    """Opens each tokenizer once: the arms of a comparison nearly all have the same."""
+    opened: dict[str, Backends] = {}
+
+    def backends(config: RunConfig) -> Backends:
+        key = config.model.model_dump_json() + config.generator.model_dump_json()
+        return opened.setdefault(key, Backends(config))
+
+    return backends
+
+
+def by_cell(runs: Iterable[PlannedRun]) -> dict[tuple[int, int], list[PlannedRun]]:
+    """Runs that share their steps, in their order."""
+    cells: dict[tuple[int, int], list[PlannedRun]] = defaultdict(list)
+    for run in runs:
+        cells[run.cell].append(run)
+    return cells
+
+
+def cell_folders(folder: Path, cell: tuple[int, int]) -> list[Path]:
+    """Run folders of a split and seed, of any setting."""
+    place = f"split-{cell[0]}/seed-{cell[1]}/*/manifest.json"
+    return sorted(path.parent for pattern in (place, f"*/{place}") for path in folder.glob(pattern))
+
+
+def _finished_steps(folder: Path, cell: tuple[int, int]) -> set[tuple[str, str]]:
+    return {
+        (name, entry["fingerprint"])
+        for place in cell_folders(folder, cell)
+        for name, entry in RunDir(place).manifest().items()
+    }
+
+
+def _with_data_seed(config: RunConfig, split: int) -> RunConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update={"seed": split})})

@@ -1,0 +1,276 @@
+"""Writes what a comparison found: one page, tables as CSV, Markdown and LaTeX, figures as SVG, results.json.
+
+All of it is worked out again from the rows in the run folders, so a copied folder gives the same bytes. Layout:
+
+    compare.html               the page, one file that needs no network
+    results.json               every number (schema in `build_results`)
+    tables/<name>.csv|md|tex   main, differences, parts, gap, spread, cost, calibration, signals, groups, sweep, runs
+    figures/<name>.svg
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from semievol import metrics
+from semievol.artifacts import RunDir
+from semievol.compare_details import calibrate, mean_cost, measure_groups, rate_signals, spread_over_sweep
+from semievol.compare_figures import standalone
+from semievol.compare_format import Table, format_value, table_csv, table_latex, table_markdown, table_marks
+from semievol.compare_load import Cell, ComparisonData, load_comparison
+from semievol.compare_plots import MOST_DRAWN, Figures, arm_kind, draw_figures
+from semievol.compare_results import (
+    PairedResult,
+    close_gaps,
+    compare_cells,
+    compare_with_reference,
+    measure_cell,
+    metric_name,
+)
+from semievol.compare_tables import build_tables
+from semievol.compare_text import KEY_TITLES, arm_label, cell_label, write_verdict
+from semievol.errors import ConfigError
+from semievol.report import page_environment
+from semievol.report_text import METRIC_NAMES
+
+SCHEMA_VERSION = 1
+TEMPLATE = "compare.html.j2"
+METHOD = "semievol"
+"""The arm that the verdict is about, where it ran."""
+FALLBACKS = ("sft_matched", "sft", "zero_shot")
+"""What the method is compared with where it is the reference itself."""
+TABLES = ["main", "differences", "parts", "gap", "spread", "cost", "calibration", "signals", "groups", "sweep", "runs"]
+SWEEP_FIGURES = ("sweep", "sweep_difference")
+WRITERS: Mapping[str, Callable[[Table], str]] = {"csv": table_csv, "md": table_markdown, "tex": table_latex}
+
+
+def write_compare_report(folder: Path, *, formats: Sequence[str] = ("csv", "md", "tex")) -> Path:
+    """Write the report of a comparison into its folder and return the path of the page.
+
+    Args:
+        folder: Of the comparison; runs that are not done are shown as failed or pending.
+        formats: Of the tables: csv, md, tex.
+
+    Raises:
+        ConfigError: If a format is unknown.
+        ArtifactError: If the folder is no comparison, or a run that is done lacks a part.
+    """
+    unknown = [name for name in formats if name not in WRITERS]
+    if unknown:
+        raise ConfigError(f"table format {unknown[0]!r} is unknown; formats: {', '.join(WRITERS)}")
+    data = load_comparison(folder)
+    results = build_results(data)
+    tables = build_tables(results)
+    figures = draw_figures(data, results)
+    out = RunDir(folder)
+    out.write_json("results", results)
+    for table in tables.values():
+        for name in formats:
+            out.write_text(f"tables/{table.name}.{name}", WRITERS[name](table))
+    for name, svg in figures.items():
+        out.write_text(f"figures/{name}.svg", standalone(svg))
+    return out.write_text("compare.html", draw_page(results, tables, figures))
+
+
+def build_results(data: ComparisonData) -> dict[str, Any]:
+    """Everything that the report says, as plain values; shares and differences are fractions.
+
+    Keys:
+        schema_version: Of this layout; it changes when a key changes its meaning or goes.
+        metric: accuracy, exact_match, token_f1 or rouge_l.
+        model, reference, main, use_gold, seeds, splits, sweep: What was compared; `main` is the arm of the verdict.
+        n_runs: Number of runs by state: done, failed, pending.
+        arms: One entry for each arm and setting: arm, label, description, uses_gold, setting, status, the fields of
+            `compare_results.Measured` (None without a finished run), unfinished (split, seed, status, error), cost
+            (`compare_load.run_cost`, mean of a run), calibration (`compare_details.Calibration`) and signals
+            (`compare_details.SignalQuality`).
+        differences: `compare_results.PairedResult` of each arm against the reference.
+        headline: The one of them that the verdict reads; None where there is none.
+        parts: The same, of the method minus each arm `<method>-<part>`, with Holm over the parts.
+        gap_closed: `compare_results.GapClosed` of each arm; empty without the gold arm.
+        groups: arm, setting, group, value, ci_low, ci_high, n.
+        sweep_spread: `compare_details.spread_over_sweep`.
+        verdict: sentence, points (question and answer) and remarks.
+    """
+    states = Counter(run.status for cell in data.cells for run in cell.runs)
+    main = choose_main(data)
+    results: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "metric": metric_name(data),
+        "model": (data.config.get("model") or {}).get("path"),
+        "reference": data.reference,
+        "reference_label": _label(data, data.reference),
+        "main": main,
+        "main_label": _label(data, main),
+        "use_gold": data.use_gold,
+        "seeds": list(data.seeds),
+        "splits": list(data.splits),
+        "sweep": {key: list(values) for key, values in data.sweep.items()},
+        "n_runs": {state: states.get(state, 0) for state in ("done", "failed", "pending")},
+        "arms": [_describe(data, cell) for cell in data.cells],
+        "differences": [asdict(found) for found in compare_with_reference(data)],
+        "headline": _headline(data, main),
+        "parts": [asdict(found) for found in compare_parts(data, main)],
+        "gap_closed": [asdict(found) for found in close_gaps(data)],
+        "groups": [line for cell in data.cells for line in measure_groups(cell)],
+        "sweep_spread": spread_over_sweep(data),
+    }
+    results["verdict"] = write_verdict(results)._asdict()
+    return results
+
+
+def draw_page(results: Mapping[str, Any], tables: Mapping[str, Table], figures: Figures) -> str:
+    """The page."""
+    environment = page_environment()
+    environment.filters["cell"] = format_value
+    environment.globals["table_marks"] = table_marks
+    marked = {name: _mark_rows(table, results) for name, table in tables.items()}
+    shown = ("forest", "cost", "parts", "risk_coverage", "reliability", "entropy", "groups")
+    n_drawable = len({entry["label"] for entry in results["arms"] if entry["value"] is not None})
+    source = next((entry["label"] for entry in results["arms"] if entry["signals"] and _is_drawn(entry, results)), "")
+    page: str = environment.get_template(TEMPLATE).render(
+        title="Comparison",
+        results=results,
+        verdict=results["verdict"],
+        metric=METRIC_NAMES[results["metric"]],
+        tables={name: marked.get(name) for name in TABLES},
+        figures={name: Markup(figures.get(name, "")) for name in shown},
+        sweeps=[
+            (KEY_TITLES.get(key, key), *(Markup(figures.get(f"{name}_{place}", "")) for name in SWEEP_FIGURES))
+            for place, key in enumerate(results["sweep"], 1)
+        ],
+        failures=list_failures(results),
+        arms=list({entry["arm"]: entry | {"label": _plain_label(entry)} for entry in results["arms"]}.values()),
+        hidden_arms=n_drawable > MOST_DRAWN,
+        drawn_arms=MOST_DRAWN,
+        risk_caption=(
+            f"Wrong labels among the surest pseudo-labels of {source}; dotted: among all. The audit used gold after "
+            "all training."
+        ),
+    )
+    return page
+
+
+def short_table(folder: Path) -> Group:
+    """The verdict and the main table for a terminal.
+
+    Raises:
+        ArtifactError: If the folder is no comparison.
+    """
+    results = build_results(load_comparison(folder))
+    main = build_tables(results)["main"]
+    table = RichTable(box=None, pad_edge=False)
+    for column in main.columns:
+        table.add_column(column.title, justify="left" if column.kind == "text" else "right")
+    for row, entry in zip(main.rows, results["arms"], strict=True):
+        style = "bold" if entry["arm"] == results["main"] else ""
+        table.add_row(*(Text(format_value(row[c.key], c.kind)) for c in main.columns), style=style)
+    verdict = results["verdict"]
+    lines = [f"{question} {answer}" for question, answer in verdict["points"]]
+    failed = [f"{f['label']} failed, {f['runs']}: {f['error']}" for f in list_failures(results)]
+    notes = (Text(line, style="dim") for line in verdict["remarks"])
+    return Group(Text(verdict["sentence"], style="bold"), *map(Text, lines), table, *map(Text, failed), *notes)
+
+
+def choose_main(data: ComparisonData) -> str:
+    """The arm that the verdict is about: the method, else the last arm without gold that is not the reference."""
+    names = [cell.arm.name for cell in data.cells]
+    if METHOD in names:
+        return METHOD
+    others = [c.arm.name for c in data.cells if not c.arm.uses_gold and c.arm.name != data.reference]
+    return others[-1] if others else data.reference
+
+
+def compare_parts(data: ComparisonData, main: str) -> list[PairedResult]:
+    """The method minus each arm that lacks a part, with Holm over them."""
+    whole = data.find(main)
+    if whole is None:
+        return []
+    cells = [cell for cell in data.cells if cell.arm.name.startswith(f"{main}-") and cell.setting == whole.setting]
+    found = [paired for cell in cells if (paired := compare_cells(data, whole, cell)) is not None]
+    adjusted = metrics.holm([f.p_value for f in found]).tolist() if found else []
+    return [replace(f, p_holm=p) for f, p in zip(found, adjusted, strict=True)]
+
+
+def list_failures(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """label, runs and error of the runs that failed; runs of one arm with the same error stand together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for entry in results["arms"]:
+        for run in entry["unfinished"]:
+            if run["status"] == "failed":
+                where = f"split {run['split']} " if len(results["splits"]) > 1 else ""
+                found.setdefault((entry["label"], run["error"]), []).append(f"{where}seed {run['seed']}")
+    return [{"label": label, "runs": ", ".join(runs), "error": error} for (label, error), runs in found.items()]
+
+
+def _headline(data: ComparisonData, main: str) -> dict[str, Any] | None:
+    ours = data.find(main)
+    references = (data.reference,) if data.reference != main else FALLBACKS
+    theirs = next((cell for name in references if (cell := data.find(name)) is not None and cell.done), None)
+    if ours is None or theirs is None:
+        return None
+    found = compare_cells(data, ours, theirs)
+    return None if found is None else asdict(found)
+
+
+def _describe(data: ComparisonData, cell: Cell) -> dict[str, Any]:
+    measured = measure_cell(data, cell)
+    calibration = calibrate(cell)
+    empty = dict.fromkeys(
+        ("value", "ci_low", "ci_high", "method", "seed_sd", "split_sd", "sampling_se", "n_rows", "macro_f1")
+    )
+    return {
+        "arm": cell.arm.name,
+        "label": cell_label(cell.arm.name, cell.setting, uses_gold=cell.arm.uses_gold),
+        "description": cell.arm.description,
+        "uses_gold": cell.arm.uses_gold,
+        "setting": dict(cell.setting),
+        "status": cell.status,
+        **({**empty, "n_answers": 0, "n_unparsed": 0, "by_run": ()} if measured is None else asdict(measured)),
+        "unfinished": [
+            {"split": run.split, "seed": run.seed, "status": run.status, "error": run.error}
+            for run in cell.runs
+            if run.status != "done"
+        ],
+        "cost": mean_cost(cell),
+        "calibration": None if calibration is None else asdict(calibration),
+        "signals": [asdict(signal) for signal in rate_signals(cell)],
+    }
+
+
+def _label(data: ComparisonData, arm: str) -> str:
+    return arm_label(arm, uses_gold=any(cell.arm.name == arm and cell.arm.uses_gold for cell in data.cells))
+
+
+def _plain_label(entry: Mapping[str, Any]) -> str:
+    return arm_label(entry["arm"], uses_gold=entry["uses_gold"])
+
+
+def _is_drawn(entry: Mapping[str, Any], results: Mapping[str, Any]) -> bool:
+    """Whether its signals are those of the figure: the method's, else the first there are."""
+    rated = [e["arm"] for e in results["arms"] if e["signals"]]
+    return bool(entry["arm"] == (results["main"] if results["main"] in rated else rated[0]))
+
+
+def _mark_rows(table: Table, results: Mapping[str, Any]) -> Table:
+    """Give each row its place, and the colour of its arm."""
+    kinds = {entry["arm"]: arm_kind(entry, results) for entry in results["arms"]}
+    rows = []
+    for place, row in enumerate(table.rows):
+        kind = kinds[row["name"]] if table.columns[0].key == "arm" else ""
+        rows.append(
+            {
+                **row,
+                "place": place,
+                "kind": kind,
+                "is_main": kind == "main" and table.name == "main" and not results["sweep"],
+            }
+        )
+    return table._replace(rows=tuple(rows))

@@ -1,0 +1,335 @@
+"""The numbers of a comparison, worked out from the stored rows: what results.json of a comparison holds.
+
+Shares and differences are fractions (0.02 is 2 points). A field that a comparison cannot fill is None. Everything is
+computed again on each call, so a copied folder gives the same numbers.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semievol import metrics
+from semievol.audit import group_vector
+from semievol.compare_load import ArmRun, Cell, ComparisonData
+from semievol.compare_stats import CrossedMean, Ratio, crossed_mean, ratio_interval, share_interval, spread
+from semievol.errors import ArtifactError
+
+Floats = NDArray[np.float64]
+
+FEW_ROWS = 300
+"""Below, the interval of a single run is Clopper-Pearson, which covers at least 95%; above, Wilson."""
+FEWEST_SPLITS = 3
+"""From here on splits, not runs, are what the trainings are a sample of."""
+GAP_FROM, GAP_TO = "sft", "oracle_full"
+"""Arms that stand for 0 and 1 of the gap that unlabelled rows could close."""
+N_BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """How one arm did at one setting, over its finished runs."""
+
+    value: float
+    """Mean over the runs."""
+    ci_low: float
+    ci_high: float
+    method: str
+    """Of the interval: wilson, clopper_pearson, korn_graubard, crossed_t or bootstrap."""
+    seed_sd: float | None
+    """Standard deviation of the run means inside a split; None for one run each."""
+    split_sd: float | None
+    """Standard deviation of the split means; None for one split."""
+    sampling_se: float
+    """Standard error from the draw of the test rows alone."""
+    n_rows: int
+    """Different test rows."""
+    n_answers: int
+    n_unparsed: int
+    """Of the answers of all runs; they count as wrong."""
+    macro_f1: float | None
+    """Mean over the runs; None where rows do not share one set of answers."""
+    by_run: tuple[dict[str, Any], ...]
+    """split, seed, value and n_unparsed of each run."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairedResult:
+    """Difference arm - reference over the runs that both have, row by row."""
+
+    arm: str
+    reference: str
+    setting: Mapping[str, Any]
+    difference: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+    p_holm: float | None
+    """Adjusted over all arms of the comparison (Holm 1979); None outside that family."""
+    method: str
+    """crossed_t; of a single run mcnemar (0/1 scores) or sign_flip, with a percentile bootstrap interval."""
+    bootstrap_low: float | None
+    """Percentile interval of the bootstrap over seeds and then rows; too narrow with few seeds, for reference."""
+    bootstrap_high: float | None
+    n_rows: int
+    n_runs: int
+    unpaired: tuple[str, ...]
+    """Runs that only one of the two has, which are left out."""
+    detectable: float | None
+    """True difference that would be found four times in five; None where no row differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class GapClosed:
+    """(arm - sft) / (oracle_full - sft), with Fieller's interval."""
+
+    arm: str
+    setting: Mapping[str, Any]
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    reason: str
+    """Why it is not defined; empty where it is."""
+
+
+def metric_name(data: ComparisonData) -> str:
+    """accuracy, exact_match, token_f1 or rouge_l, as the task says."""
+    task = data.config.get("task") or {}
+    defaults = {"span": "exact_match", "text": "rouge_l"}
+    return str(task.get("metric") or defaults.get(task.get("type", ""), "accuracy"))
+
+
+def n_bootstrap(data: ComparisonData) -> int:
+    """Draws, as the config says."""
+    return int((data.config.get("evaluate") or {}).get("n_bootstrap") or N_BOOTSTRAP)
+
+
+def measure_cell(data: ComparisonData, cell: Cell) -> Measured | None:
+    """The mean score of a cell with its interval; None where no run is done."""
+    runs = cell.done
+    if not runs:
+        return None
+    matrix, groups = stack_scores(runs, [run.scores for run in runs])
+    found = crossed_mean(matrix, units=run_units(runs), groups=groups)
+    low, high, method = _interval(found, matrix, groups, data)
+    seed_sd, split_sd = _spreads(runs)
+    return Measured(
+        value=found.mean,
+        ci_low=low,
+        ci_high=high,
+        method=method,
+        seed_sd=seed_sd,
+        split_sd=split_sd,
+        sampling_se=float(np.sqrt(found.row_variance)),
+        n_rows=matrix.shape[1],
+        n_answers=sum(len(run.predictions) for run in runs),
+        n_unparsed=sum(_count_unparsed(run) for run in runs),
+        macro_f1=_macro_f1(runs) if data.answer_set else None,
+        by_run=tuple(
+            {
+                "split": run.split,
+                "seed": run.seed,
+                "value": float(run.scores.mean()),
+                "n_unparsed": _count_unparsed(run),
+            }
+            for run in runs
+        ),
+    )
+
+
+def compare_cells(data: ComparisonData, cell: Cell, reference: Cell) -> PairedResult | None:
+    """The paired difference of two cells; None where no split and seed is done in both.
+
+    Raises:
+        ArtifactError: If two runs of one split and seed answered different rows.
+    """
+    ours, theirs = _pair_runs(cell, reference)
+    if not ours:
+        return None
+    rows = [a.scores - b.scores for a, b in zip(ours, theirs, strict=True)]
+    matrix, groups = stack_scores(ours, rows)
+    both, either = {r.key for r in ours}, {r.key for r in cell.done} ^ {r.key for r in reference.done}
+    base = PairedResult(
+        arm=cell.arm.name,
+        reference=reference.arm.name,
+        setting=cell.setting,
+        difference=float(matrix[np.isfinite(matrix)].mean()),
+        ci_low=0.0,
+        ci_high=0.0,
+        p_value=1.0,
+        p_holm=None,
+        method="crossed_t",
+        bootstrap_low=None,
+        bootstrap_high=None,
+        n_rows=matrix.shape[1],
+        n_runs=len(both),
+        unpaired=tuple(f"split {split}, seed {seed}" for split, seed in sorted(either)),
+        detectable=None,
+    )
+    if len(ours) == 1:
+        return _single_run(base, ours[0].scores, theirs[0].scores, groups, n_draws=n_bootstrap(data))
+    found = crossed_mean(matrix, units=run_units(ours), groups=groups)
+    low, high = found.interval()
+    drawn = None
+    if np.isfinite(matrix).all():
+        drawn = metrics.hierarchical_difference(
+            matrix, np.zeros_like(matrix), groups=groups, n_bootstrap=n_bootstrap(data), seed=0
+        )
+    return replace(
+        base,
+        difference=found.mean,
+        ci_low=low,
+        ci_high=high,
+        p_value=found.p_value(),
+        bootstrap_low=drawn.ci_low if drawn else None,
+        bootstrap_high=drawn.ci_high if drawn else None,
+        detectable=found.detectable() or None,
+    )
+
+
+def compare_with_reference(data: ComparisonData) -> list[PairedResult]:
+    """Every arm against the reference (at the same setting of a sweep), with Holm over all of them."""
+    found = []
+    for cell in data.cells:
+        reference = data.find(data.reference, cell.setting)
+        if cell.arm.name == data.reference or reference is None:
+            continue
+        paired = compare_cells(data, cell, reference)
+        if paired is not None:
+            found.append(paired)
+    adjusted = metrics.holm([f.p_value for f in found]).tolist() if found else []
+    return [replace(f, p_holm=float(p)) for f, p in zip(found, adjusted, strict=True)]
+
+
+def close_gaps(data: ComparisonData) -> list[GapClosed]:
+    """How much of the way from SFT to training on all gold each arm goes; empty where one of the two did not run."""
+    found = []
+    for cell in data.cells:
+        low, high = data.find(GAP_FROM, cell.setting), data.find(GAP_TO, cell.setting)
+        if cell.arm.name in (GAP_FROM, GAP_TO) or not cell.done or low is None or high is None:
+            continue
+        if not low.done or not high.done:
+            continue
+        ratio = _gap(cell, low, high)
+        found.append(GapClosed(cell.arm.name, cell.setting, ratio.value, ratio.ci_low, ratio.ci_high, ratio.reason))
+    return found
+
+
+def stack_scores(runs: Sequence[ArmRun], rows: Sequence[Floats]) -> tuple[Floats, list[Hashable] | None]:
+    """A matrix (n_runs, n_rows) over all rows that a run answered, NaN where it did not, and the groups of the rows."""
+    ids = list(dict.fromkeys(row_id for run in runs for row_id in run.row_ids))
+    by_id = {p.example_id: p for run in reversed(runs) for p in run.predictions}
+    groups = group_vector([by_id[row_id] for row_id in ids])
+    units: list[Hashable] | None = None if groups is None else list(groups)
+    if all(run.row_ids == runs[0].row_ids for run in runs):
+        return np.stack(rows), units
+    place = {row_id: i for i, row_id in enumerate(ids)}
+    matrix = np.full((len(runs), len(ids)), np.nan)
+    for line, run, row in zip(matrix, runs, rows, strict=True):
+        line[[place[row_id] for row_id in run.row_ids]] = row
+    return matrix, units
+
+
+def run_units(runs: Sequence[ArmRun]) -> list[Hashable] | None:
+    """Splits where there are enough of them (runs of one split share its labelled rows), else None: runs."""
+    splits: list[Hashable] = [run.split for run in runs]
+    return splits if len(set(splits)) >= FEWEST_SPLITS else None
+
+
+def _interval(
+    found: CrossedMean, matrix: Floats, groups: Sequence[Hashable] | None, data: ComparisonData
+) -> tuple[float, float, str]:
+    values = matrix[np.isfinite(matrix)]
+    binary = bool(np.isin(values, (0.0, 1.0)).all())
+    if len(matrix) == 1 and binary and groups is None:
+        hits, n = int(values.sum()), len(values)
+        if n < FEW_ROWS:
+            return (*metrics.clopper_pearson_interval(hits, n), "clopper_pearson")
+        return (*metrics.wilson_interval(hits, n), "wilson")
+    if binary:
+        return (*share_interval(found), "korn_graubard")
+    if len(matrix) == 1:
+        drawn = metrics.mean_interval(values, groups, n_bootstrap=n_bootstrap(data), seed=0)
+        return drawn.ci_low, drawn.ci_high, "bootstrap"
+    low, high = found.interval()
+    return max(0.0, low), min(1.0, high), "crossed_t"
+
+
+def _single_run(
+    base: PairedResult, a: Floats, b: Floats, groups: Sequence[Hashable] | None, *, n_draws: int
+) -> PairedResult:
+    found = metrics.paired_difference(a, b, groups=groups, n_bootstrap=n_draws, seed=0)
+    binary = bool(np.isin(np.concatenate([a, b]), (0.0, 1.0)).all()) and groups is None
+    different = float(np.mean(a != b))
+    width = found.ci_high - found.ci_low
+    detectable = None
+    if binary and different:
+        detectable = metrics.minimum_detectable_difference(len(a), different)
+    elif width > 0:
+        detectable = (1.96 + 0.84) * width / (2 * 1.96)
+    return replace(
+        base,
+        difference=found.difference,
+        ci_low=found.ci_low,
+        ci_high=found.ci_high,
+        p_value=found.p_value,
+        method="mcnemar" if binary else "sign_flip",
+        detectable=detectable,
+    )
+
+
+def _pair_runs(cell: Cell, other: Cell) -> tuple[list[ArmRun], list[ArmRun]]:
+    theirs = {run.key: run for run in other.done}
+    pairs = [(run, theirs[run.key]) for run in cell.done if run.key in theirs]
+    for a, b in pairs:
+        if a.row_ids != b.row_ids:
+            raise ArtifactError(
+                f"{a.folder} and {b.folder} answered different test rows, so they cannot be paired; "
+                "run the comparison again in another folder"
+            )
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _gap(cell: Cell, low: Cell, high: Cell) -> Ratio:
+    """The ratio over the runs that all three have."""
+    ours, bottoms = _pair_runs(cell, low)
+    tops = {run.key: run for run in high.done}
+    kept = [(run, base, tops[run.key]) for run, base in zip(ours, bottoms, strict=True) if run.key in tops]
+    if not kept:
+        return Ratio(None, None, None, "no split and seed is done in all three arms")
+    if any(run.row_ids != top.row_ids for run, _, top in kept):
+        raise ArtifactError(f"{kept[0][2].folder}: the runs answered different test rows; run the comparison again")
+    runs = [run for run, _, _ in kept]
+    numerator, groups = stack_scores(runs, [run.scores - base.scores for run, base, _ in kept])
+    denominator, _ = stack_scores(runs, [top.scores - base.scores for _, base, top in kept])
+    found = ratio_interval(numerator, denominator, units=run_units(runs), groups=groups)
+    if found.value is None:
+        return replace(found, reason=f"the interval of {GAP_TO} minus {GAP_FROM} reaches zero")
+    return found
+
+
+def _spreads(runs: Sequence[ArmRun]) -> tuple[float | None, float | None]:
+    """Standard deviation of run means inside the splits (pooled), and of the split means."""
+    by_split: dict[int, list[float]] = {}
+    for run in runs:
+        by_split.setdefault(run.split, []).append(float(run.scores.mean()))
+    inside = [(len(means) - 1, spread(means)) for means in by_split.values()]
+    known = [(n, sd) for n, sd in inside if sd is not None]
+    pooled = float(np.sqrt(sum(n * sd**2 for n, sd in known) / sum(n for n, _ in known))) if known else None
+    return pooled, spread([float(np.mean(means)) for means in by_split.values()])
+
+
+def _macro_f1(runs: Sequence[ArmRun]) -> float | None:
+    shares = []
+    for run in runs:
+        targets = [p.target for p in run.predictions if p.target is not None]
+        if len(targets) < len(run.predictions):
+            return None
+        shares.append(metrics.macro_f1(targets, [p.answer for p in run.predictions]))
+    return float(np.mean(shares))
+
+
+def _count_unparsed(run: ArmRun) -> int:
+    return sum(p.answer is None for p in run.predictions)

@@ -1,0 +1,224 @@
+"""Means and differences over trainings and test rows at once, with intervals that cover both kinds of chance.
+
+Scores stand in a matrix (n_runs, n_rows): run r is one training (a seed), and all runs answer the same rows. Two things
+vary: another training would give another model, and another test set other rows. With few seeds a bootstrap that
+resamples seeds and then rows is too narrow: with 3 seeds it resamples 3 numbers and takes their spread for the whole of
+training noise. In the simulation of `tests/unit/test_statistics_coverage.py` its 95% intervals hold the truth in 78 to
+94 of 100 comparisons. So the interval here is that of crossed variance components with t quantiles,
+
+    half width^2 = max(t_{R-1}^2 V_run,  t_{R-1}^2 max(0, V_run - V_cell) + t_{G-1}^2 V_row)
+
+V_run is the squared standard error that the spread of the run means gives, V_row the one that the spread of the row
+means gives, V_cell what remains of both (it is counted in each of them), R the runs and G the rows or groups. The sum
+weighs each component by its own t quantile (Banerjee 1960, Sankhya 22), which keeps the coverage where the usual
+effective degrees of freedom (Satterthwaite 1946) lose it, and the maximum with the plain t interval over the runs
+guards against a V_run that came out small by chance. In the same simulation it covers 94 to 98 of 100. The p-value is
+where the interval first reaches zero, so interval and test always agree.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+from semievol.errors import DataError
+
+Floats = NDArray[np.float64]
+
+_SMALLEST_P = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class CrossedMean:
+    """A mean over runs and rows, and the squared standard errors of its parts."""
+
+    mean: float
+    run_variance: float
+    """V_run; 0 where there is a single run."""
+    row_variance: float
+    """V_row: its root is the sampling error of the test set."""
+    cell_variance: float
+    n_runs: int
+    """Units among the runs: seeds, or splits where there are at least three."""
+    n_units: int
+    """Units among the rows: rows, or groups."""
+
+    def half_width(self, confidence: float = 0.95) -> float:
+        """Half the width of the interval at `confidence`."""
+        tail = 0.5 + confidence / 2
+        row = stats.t.ppf(tail, self.n_units - 1) ** 2 * self.row_variance if self.row_variance else 0.0
+        if self.n_runs < 2 or not self.run_variance:
+            return float(np.sqrt(row))
+        t_run = stats.t.ppf(tail, self.n_runs - 1) ** 2
+        excess = max(0.0, self.run_variance - self.cell_variance)
+        return float(np.sqrt(max(t_run * self.run_variance, t_run * excess + row)))
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Both ends of the interval."""
+        half = self.half_width(confidence)
+        return self.mean - half, self.mean + half
+
+    def p_value(self) -> float:
+        """Two-sided p-value of a zero mean: 1 minus the confidence at which the interval reaches zero."""
+        size = abs(self.mean)
+        if size == 0:
+            return 1.0
+        if self.half_width() == 0:  # every row differs by the same amount: the sign test is what is left
+            return float(max(_SMALLEST_P, 2.0 * 0.5**self.n_units))
+        if self.half_width(1 - _SMALLEST_P) <= size:
+            return _SMALLEST_P
+
+        def excess(log_p: float) -> float:
+            return self.half_width(1 - float(np.exp(log_p))) - size
+
+        if excess(-1e-6) >= 0:  # the mean is zero but for rounding
+            return 1.0
+        return float(np.exp(optimize.brentq(excess, np.log(_SMALLEST_P), -1e-6, xtol=1e-10)))
+
+    def detectable(self, power: float = 0.8, confidence: float = 0.95) -> float:
+        """True difference that the interval leaves zero out of with about `power`, at this spread."""
+        return self.half_width(confidence) * float(1 + stats.norm.ppf(power) / stats.norm.ppf(0.5 + confidence / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A ratio of two means with its interval. Without ends it is not defined, and `reason` says why."""
+
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    reason: str = ""
+
+
+def crossed_mean(
+    scores: ArrayLike, *, units: Sequence[Hashable] | None = None, groups: Sequence[Hashable] | None = None
+) -> CrossedMean:
+    """Mean of the run means, with the variance that runs and rows give it.
+
+    Args:
+        scores: Shape (n_runs, n_rows); NaN where a run did not answer a row (runs of different splits).
+        units: What each run is one of, where runs come in clusters (splits); None: each run stands for itself.
+        groups: What each row is one of, where rows come in clusters (documents).
+
+    Raises:
+        DataError: If there is no score, or a run or a row has none.
+    """
+    matrix = np.asarray(scores, dtype=np.float64)
+    if matrix.ndim != 2 or not matrix.size:
+        raise DataError(f"crossed_mean: scores have shape {matrix.shape}; (n_runs, n_rows) is needed")
+    there = np.isfinite(matrix)
+    if not there.any(axis=1).all() or not there.any(axis=0).all():
+        raise DataError("crossed_mean: a run or a row has no score at all: leave it out")
+    run_at, n_runs = _positions(units, matrix.shape[0], "units")
+    row_at, n_units = _positions(groups, matrix.shape[1], "groups")
+    weights = there / (there.sum(axis=1, keepdims=True) * len(matrix))
+    filled = np.where(there, matrix, 0.0)
+    mean = float((weights * filled).sum())
+    centred = np.where(there, filled - mean, 0.0)
+    by_run = np.bincount(run_at, weights=(weights * centred).sum(axis=1), minlength=n_runs)
+    by_row = np.bincount(row_at, weights=(weights * centred).sum(axis=0), minlength=n_units)
+    run_means = centred.sum(axis=1, keepdims=True) / there.sum(axis=1, keepdims=True)
+    rest = np.where(there, centred - run_means, 0.0)
+    rest = np.where(there, rest - rest.sum(axis=0) / there.sum(axis=0), 0.0)
+    cells = _sum_blocks(weights * rest, run_at, n_runs, row_at, n_units)
+    run_scale = n_runs / (n_runs - 1) if n_runs > 1 else 0.0
+    row_scale = n_units / (n_units - 1) if n_units > 1 else 0.0
+    return CrossedMean(
+        mean=mean,
+        run_variance=_tidy((by_run**2).sum() * run_scale),
+        row_variance=_tidy((by_row**2).sum() * row_scale),
+        cell_variance=_tidy((cells**2).sum() * run_scale * row_scale),
+        n_runs=n_runs,
+        n_units=n_units,
+    )
+
+
+def share_interval(found: CrossedMean, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a mean of 0/1 scores over several runs: Clopper-Pearson at the effective number of rows.
+
+    The effective number is that of independent rows with the half width of `found` (Korn and Graubard 1998, Survey
+    Methodology 24), so that the ends stay in [0, 1] and a share of 0 or 1 gets an interval too.
+    """
+    share = min(1.0, max(0.0, found.mean))
+    n = float(found.n_units)
+    half = found.half_width(confidence)
+    if 0 < share < 1 and half > 0:
+        deviation = half / float(stats.norm.ppf(0.5 + confidence / 2))
+        n = min(share * (1 - share) / deviation**2, float(found.n_units * max(1, found.n_runs)))
+    hits, tail = share * n, (1 - confidence) / 2
+    low = 0.0 if share == 0 else float(stats.beta.ppf(tail, hits, n - hits + 1))
+    high = 1.0 if share == 1 else float(stats.beta.ppf(1 - tail, hits + 1, n - hits))
+    return low, high
+
+
+def ratio_interval(
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    *,
+    units: Sequence[Hashable] | None = None,
+    groups: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+) -> Ratio:
+    """mean(numerator) / mean(denominator) over the same runs and rows, with Fieller's interval (1954).
+
+    The interval holds each g for which the mean of numerator - g denominator could be zero by `crossed_mean`. It is
+    bounded exactly where the interval of the denominator leaves out zero; otherwise the ratio is called not defined.
+    """
+    top, bottom = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    below = crossed_mean(bottom, units=units, groups=groups)
+    if below.mean - below.half_width(confidence) <= 0:
+        return Ratio(None, None, None, "the interval of the denominator reaches zero")
+    value = crossed_mean(top, units=units, groups=groups).mean / below.mean
+
+    def outside(g: float) -> float:
+        found = crossed_mean(top - g * bottom, units=units, groups=groups)
+        return abs(found.mean) - found.half_width(confidence)
+
+    return Ratio(value, _first_outside(outside, value, -1.0), _first_outside(outside, value, 1.0))
+
+
+def spread(values: ArrayLike) -> float | None:
+    """Standard deviation (n - 1) of run means; None for a single one."""
+    found = np.asarray(values, dtype=np.float64)
+    return float(found.std(ddof=1)) if len(found) > 1 else None
+
+
+def _first_outside(outside: Callable[[float], float], value: float, side: float) -> float:
+    """Where a walk from `value` to one side first leaves the interval; steps grow, the crossing is then halved in."""
+    step = 0.01 * max(1.0, abs(value))
+    inner, outer = value, value + side * step
+    while outside(outer) <= 0:
+        step *= 1.5
+        if step > 1e9:
+            return float(side * np.inf)
+        inner, outer = outer, outer + side * step
+    if outside(inner) > 0:
+        return value
+    for _ in range(40):
+        middle = (inner + outer) / 2
+        inner, outer = (middle, outer) if outside(middle) <= 0 else (inner, middle)
+    return (inner + outer) / 2
+
+
+def _sum_blocks(
+    values: Floats, run_at: NDArray[np.int64], n_runs: int, row_at: NDArray[np.int64], n_rows: int
+) -> Floats:
+    """Sums of `values` (runs, rows) over the cells that run units and row units make."""
+    cells = (run_at[:, np.newaxis] * n_rows + row_at).ravel()
+    return np.bincount(cells, weights=values.ravel(), minlength=n_runs * n_rows)
+
+
+def _positions(keys: Sequence[Hashable] | None, n: int, name: str) -> tuple[NDArray[np.int64], int]:
+    if keys is None:
+        return np.arange(n, dtype=np.int64), n
+    if len(keys) != n:
+        raise DataError(f"crossed_mean: {len(keys)} {name} for {n}")
+    index: dict[Hashable, int] = {}
+    return np.fromiter((index.setdefault(key, len(index)) for key in keys), dtype=np.int64, count=n), len(index)
+
+
+def _tidy(variance: float) -> float:
+    """Rounding leaves 1e-35 where every value is the same."""
+    return float(variance) if variance > 1e-24 else 0.0

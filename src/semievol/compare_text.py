@@ -1,0 +1,260 @@
+"""The sentences of a comparison: does it pay, how sure is that, what does it cost, which part matters.
+
+Read off the content of results.json. A difference is called one only where its interval leaves out zero.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from semievol.compare_load import setting_text
+from semievol.report_text import METRIC_NAMES, MINUS, interval, p_value, percent, plural, signed
+
+ARM_LABELS = {
+    "zero_shot": "Zero-shot",
+    "self_consistency": "Self-consistency",
+    "few_shot_bm25": "Few-shot, BM25",
+    "few_shot_dense": "Few-shot, dense",
+    "sft": "SFT",
+    "sft_matched": "SFT, matched steps",
+    "pseudo_all": "All pseudo-labels",
+    "pseudo_confident": "Confident pseudo-labels",
+    "semievol": "SemiEvol",
+    "semievol_released": "SemiEvol, released code",
+    "oracle_full": "SFT on all gold",
+}
+"""Names of arms in tables where the config's name does not read well."""
+PARTS = {
+    "iwp": "in-weight propagation",
+    "icp": "in-context propagation",
+    "cl": "collaborative learning",
+    "as": "adaptive selection",
+}
+"""What an arm `semievol-<part>` leaves out."""
+GOLD_MARK = "uses gold"
+KEY_TITLES = {
+    "n": "number of configurations n",
+    "theta": "share of pseudo-labels kept \N{GREEK SMALL LETTER THETA}",
+    "select.keep_fraction": "share of pseudo-labels kept",
+    "k": "demonstrations k",
+    "unlabeled_ratio": "|U| / |L|",
+    "data.max_labeled": "labelled rows |L|",
+    "rounds": "rounds",
+    "rewording": "wording of the instruction",
+}
+"""Swept keys as axes name them."""
+NOMINAL_KEYS = ("rewording", "seed")
+"""Swept keys whose numbers are names."""
+
+
+class Verdict(NamedTuple):
+    """The answer at a glance."""
+
+    sentence: str
+    points: tuple[tuple[str, str], ...]
+    """Questions and their answers."""
+    remarks: tuple[str, ...]
+
+
+def arm_label(name: str, *, uses_gold: bool = False) -> str:
+    """Name of an arm for people; one that reads sealed targets always says so."""
+    whole, minus, part = name.partition("-")
+    if minus:
+        label = f"{arm_label(whole)} {MINUS} {part.upper() if part in PARTS else part.replace('_', ' ')}"
+    else:
+        label = ARM_LABELS.get(name) or name.replace("_", " ").capitalize()
+    return f"{label} ({GOLD_MARK})" if uses_gold else label
+
+
+def cell_label(arm: str, setting: Mapping[str, Any], *, uses_gold: bool = False) -> str:
+    """Arm with its setting in a sweep."""
+    label = arm_label(arm, uses_gold=uses_gold)
+    return f"{label}, {setting_text(setting)}" if setting else label
+
+
+def duration(seconds: float | None) -> str:
+    """`45 s`, `12.5 min`, `3.2 h`; a dash for none."""
+    if seconds is None:
+        return "\N{EN DASH}"
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def large(number: float | None) -> str:
+    """`950`, `12.3 k`, `4.5 M`; a dash for none."""
+    if number is None:
+        return "\N{EN DASH}"
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= size:
+            return f"{number / (1e3 if unit == 'k' else size):.1f} {unit}"
+    return f"{number:,.0f}"
+
+
+def write_verdict(results: Mapping[str, Any]) -> Verdict:
+    """Read the outcome off the numbers."""
+    headline = results["headline"]
+    remarks = _remarks(results)
+    if results["sweep"]:
+        return Verdict(_sweep_sentence(results), _sweep_points(results), remarks)
+    if headline is None:
+        return Verdict(_unmeasured_sentence(results), (), remarks)
+    found = [
+        ("How sure are we?", _certainty(headline, results)),
+        ("What does it cost?", _cost(headline, results)),
+        ("Which part matters?", _parts(results)),
+        ("How much of the gap is closed?", _gap(headline["arm"], results)),
+    ]
+    return Verdict(_pay_sentence(headline, results), tuple((q, a) for q, a in found if a), remarks)
+
+
+def _pay_sentence(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    ours, theirs = _entry(results, headline["arm"]), _entry(results, headline["reference"])
+    a, b = ours["label"], theirs["label"]
+    metric = METRIC_NAMES[results["metric"]]
+    size = f"{abs(100 * headline['difference']):.1f} points"
+    low, high = headline["ci_low"], headline["ci_high"]
+    reached = f"{percent(ours['value'])}% against {percent(theirs['value'])}% {metric}"
+    if low > 0:
+        return f"{a} pays: {size} {interval(low, high)} more than {b}, {reached}."
+    if high < 0:
+        return f"{a} does not pay: {size} {interval(-high, -low)} less than {b}, {reached}."
+    bounds = f"{signed(headline['difference'])} points {interval(low, high)}"
+    return f"Whether {a} pays cannot be told: {bounds} against {b}, {reached}."
+
+
+def _certainty(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    runs = plural(headline["n_runs"], "paired run")
+    text = f"{p_value(headline['p_value'])} over {runs} and {plural(headline['n_rows'], 'test row')}"
+    family = next(
+        (
+            d
+            for d in results["differences"]
+            if (d["arm"], d["reference"]) == (headline["arm"], headline["reference"]) and d["p_holm"] is not None
+        ),
+        None,
+    )
+    if family is not None and len(results["differences"]) > 1:
+        text += f" ({p_value(family['p_holm'])} after Holm over {len(results['differences'])} comparisons)"
+    if headline["detectable"] is not None:
+        text += f". A true difference of {100 * headline['detectable']:.1f} points would be found four times in five"
+    single = " One run each: nothing is known about the chance in training." if headline["n_runs"] == 1 else ""
+    return f"{text}.{single}"
+
+
+def _cost(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    ours, theirs = _entry(results, headline["arm"])["cost"], _entry(results, headline["reference"])["cost"]
+    if ours is None or theirs is None:
+        return ""
+    text = f"{duration(ours['seconds'])} a run"
+    if theirs["seconds"] > 0 and ours["seconds"] > 0:
+        text += f", {ours['seconds'] / theirs['seconds']:.1f} times the {duration(theirs['seconds'])} of the reference"
+    return (
+        f"{text}; {large(ours['prompt_tokens'])} tokens read, {large(ours['completion_tokens'])} generated, "
+        f"{large(ours['train_tokens'])} trained in {large(ours['optimizer_steps'])} optimiser steps."
+    )
+
+
+def _parts(results: Mapping[str, Any]) -> str:
+    parts = results["parts"]
+    if not parts:
+        return ""
+    sure = sorted((p for p in parts if p["p_holm"] <= 0.05), key=lambda p: -abs(p["difference"]))
+    listed = "; ".join(
+        f"{_part_name(p['reference'])} {signed(p['difference'])} {interval(p['ci_low'], p['ci_high'])}" for p in sure
+    )
+    rest = [_part_name(p["reference"]) for p in parts if p not in sure]
+    text = f"Worth in points, with 95% intervals: {listed}. " if sure else ""
+    if rest:
+        widest = max((p["detectable"] or 0.0 for p in parts if p not in sure), default=0.0)
+        others = "the others" if sure else "the parts"
+        text += (
+            f"Whether {others} ({', '.join(rest)}) matter cannot be told: differences below about "
+            f"{100 * widest:.1f} points would be missed."
+        )
+    return text.strip()
+
+
+def _part_name(arm: str) -> str:
+    part = arm.partition("-")[2]
+    return PARTS.get(part, part)
+
+
+def _gap(arm: str, results: Mapping[str, Any]) -> str:
+    gap = next((g for g in results["gap_closed"] if g["arm"] == arm and not g["setting"]), None)
+    if gap is None:
+        return ""
+    if gap["value"] is None:
+        return f"Not defined: {gap['reason']}."
+    return (
+        f"{percent(gap['value'])}% {interval(gap['ci_low'], gap['ci_high'])} of the way from SFT to training on all "
+        "gold targets."
+    )
+
+
+def _sweep_sentence(results: Mapping[str, Any]) -> str:
+    entries = [e for e in results["arms"] if e["arm"] == results["main"] and e["value"] is not None]
+    keys = " and ".join(KEY_TITLES.get(key, key) for key in results["sweep"])
+    if not entries:
+        return f"Nothing is measured yet over {keys}."
+    values = [e["value"] for e in entries]
+    return (
+        f"{arm_label(results['main'])} reaches {percent(min(values))}% to {percent(max(values))}% "
+        f"{METRIC_NAMES[results['metric']]} over {plural(len(entries), 'setting')} of {keys}."
+    )
+
+
+def _sweep_points(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    ours = [d for d in results["differences"] if d["arm"] == results["main"]]
+    points = []
+    if ours:
+        above = sum(d["p_holm"] <= 0.05 and d["difference"] > 0 for d in ours)
+        below = sum(d["p_holm"] <= 0.05 and d["difference"] < 0 for d in ours)
+        reference = arm_label(results["reference"])
+        points.append(
+            (
+                "Does it pay?",
+                f"Above {reference} in {above} and below it in {below} of {plural(len(ours), 'setting')} "
+                f"(Holm over {len(results['differences'])}); the others cannot be told.",
+            )
+        )
+    for line in results["sweep_spread"]:
+        if line["arm"] == results["main"]:
+            points.append(
+                (
+                    f"Does {KEY_TITLES.get(line['key'], line['key'])} matter?",
+                    f"Over its {line['n_values']} values the mean moves between {percent(line['least'])}% and "
+                    f"{percent(line['most'])}%, standard deviation {percent(line['sd'])} points.",
+                )
+            )
+    return tuple(points)
+
+
+def _unmeasured_sentence(results: Mapping[str, Any]) -> str:
+    runs = results["n_runs"]
+    if not runs["done"]:
+        return f"Nothing is measured yet: {runs['pending']} runs are to come and {runs['failed']} failed."
+    return "Nothing can be compared yet: no split and seed is done in both the method and its reference."
+
+
+def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
+    runs = results["n_runs"]
+    remarks = []
+    if runs["failed"] or runs["pending"]:
+        remarks.append(
+            f"{runs['done']} of {sum(runs.values())} runs are done, {runs['failed']} failed, {runs['pending']} are to "
+            "come; differences use the splits and seeds that both arms have."
+        )
+    if any(e["uses_gold"] for e in results["arms"]):
+        remarks.append(
+            f"Arms marked \N{LEFT DOUBLE QUOTATION MARK}{GOLD_MARK}\N{RIGHT DOUBLE QUOTATION MARK} read targets that "
+            "were sealed for all others: bounds, not methods."
+        )
+    few = [e for e in results["arms"] if e["value"] is not None]
+    if few and max(len(e["by_run"]) for e in few) == 2:
+        remarks.append("Two runs an arm leave the intervals very wide; from three on they are of use.")
+    return tuple(remarks)
+
+
+def _entry(results: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
+    entries: Sequence[Mapping[str, Any]] = results["arms"]
+    return next(e for e in entries if e["arm"] == arm)

@@ -1,0 +1,157 @@
+"""The record of a comparison: which arms ran on which splits and seeds, and how each run ended.
+
+    comparison.json                                this record, written after every run
+    rows/split-S-seed-N.sqlite                     answers that the runs of one split and seed share
+    split-S/seed-N/<arm>/                          run folders; of a sweep <point>/split-S/seed-N/<arm>/
+
+A run folder holds its stages like that of `semievol run`; files that runs share are hard links to one copy.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
+
+from semievol.artifacts import RunDir, content_hash
+from semievol.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+NAME = "comparison"
+"""Of the artifact: comparison.json."""
+
+Status = Literal["pending", "done", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRecord:
+    """An arm, as tables show it."""
+
+    name: str
+    description: str
+    uses_gold: bool
+    """Whether it reads the sealed targets of the unlabelled rows, so that it bounds what is possible and competes with
+    nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One arm on one split with one seed, at one setting of a sweep."""
+
+    arm: str
+    split: int
+    seed: int
+    setting: str
+    """`key=value,...` of a point of a sweep; empty in a plain comparison."""
+    status: Status
+    error: str | None
+    """Why it failed; None unless it did."""
+    folder: str
+    """Run folder, relative to the folder of the comparison."""
+
+    @property
+    def key(self) -> tuple[str, int, int, str]:
+        """What tells the runs of a comparison apart."""
+        return self.arm, self.split, self.seed, self.setting
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRecord:
+    """What comparison.json says."""
+
+    reference: str
+    """Arm that the others are compared with."""
+    use_gold: bool
+    arms: tuple[ArmRecord, ...]
+    seeds: tuple[int, ...]
+    splits: tuple[int, ...]
+    sweep: dict[str, list[Any]] | None
+    """Values of each key of a sweep; None in a plain comparison."""
+    runs: tuple[RunRecord, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def failed(self) -> tuple[RunRecord, ...]:
+        """Runs that ended with an error."""
+        return tuple(run for run in self.runs if run.status == "failed")
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether `folder` holds a comparison."""
+    return RunDir(folder).file(NAME, ".json").is_file()
+
+
+def read_comparison(folder: Path) -> ComparisonRecord:
+    """Read comparison.json.
+
+    Raises:
+        ArtifactError: If there is none, or it is not such a record, or of another version of the schema.
+    """
+    if not is_comparison(folder):
+        raise ArtifactError(f"{folder} is not the folder of a comparison: it has no {NAME}.json")
+    stored = RunDir(folder).read_json(NAME)
+    if stored.get("schema_version") != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{folder}/{NAME}.json has schema version {stored.get('schema_version')!r}, this version of semievol reads "
+            f"{SCHEMA_VERSION}; run the comparison again in another folder"
+        )
+    try:
+        record: ComparisonRecord = TypeAdapter(ComparisonRecord).validate_python(stored)
+    except ValidationError as error:
+        raise ArtifactError(f"{folder}/{NAME}.json is not the record of a comparison: {error}") from error
+    return record
+
+
+def write_comparison(folder: Path, record: ComparisonRecord) -> None:
+    """Write comparison.json, atomically."""
+    fields = asdict(record)
+    RunDir(folder).write_json(NAME, {"schema_version": fields.pop("schema_version"), **fields})
+
+
+def record_run(folder: Path, run: RunRecord) -> ComparisonRecord:
+    """Put one run's end into comparison.json; processes that work on one comparison take turns."""
+    with _turn(folder):
+        before = read_comparison(folder)
+        after = replace(before, runs=tuple(run if r.key == run.key else r for r in before.runs))
+        write_comparison(folder, after)
+    return after
+
+
+def run_folder(arm: str, *, split: int, seed: int, setting: str = "") -> str:
+    """Folder of a run, relative to the folder of the comparison."""
+    inner = f"split-{split}/seed-{seed}/{arm}"
+    return f"{setting_folder(setting)}/{inner}" if setting else inner
+
+
+def setting_folder(setting: str) -> str:
+    """A folder name for a point of a sweep; values that no file name can hold are told apart by a hash."""
+    slug = re.sub(r"[^A-Za-z0-9._=,-]+", "-", setting)
+    return slug if slug == setting and len(slug) <= 100 else f"{slug[:80]}-{content_hash(setting)[:8]}"
+
+
+def format_setting(point: Mapping[str, Any]) -> str:
+    """`key=value,...` in the order of the keys."""
+    return ",".join(f"{key}={value}" for key, value in point.items())
+
+
+def pending_runs(
+    arms: Sequence[str], *, splits: Sequence[int], seeds: Sequence[int], settings: Sequence[str] = ("",)
+) -> tuple[RunRecord, ...]:
+    """Every run of a comparison, none of them begun: seed by seed, then setting by setting, then arm by arm."""
+    return tuple(
+        RunRecord(arm, split, seed, setting, "pending", None, run_folder(arm, split=split, seed=seed, setting=setting))
+        for split in splits
+        for seed in seeds
+        for setting in settings
+        for arm in arms
+    )
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    with FileLock(folder / ".comparison.lock").acquire(timeout=60):
+        yield

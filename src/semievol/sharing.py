@@ -1,0 +1,88 @@
+"""Finished steps of other run folders: found by fingerprint, taken over as hard links.
+
+A fingerprint covers all that a step's result depends on, so an equal one means equal artifacts. Files of a run folder
+are replaced and never changed in place, so a link is as good as a copy and costs no room.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from semievol.artifacts import RunDir, remove_folder
+
+
+class SharedSteps:
+    """The finished steps of several run folders under one root."""
+
+    def __init__(self, root: Path, folders: Iterable[Path] = ()) -> None:
+        self._root = root
+        self._folders: dict[tuple[str, str], list[Path]] = {}
+        self._errors: dict[tuple[str, str], str] = {}
+        for folder in folders:
+            self.add(RunDir(folder))
+
+    def add(self, run_dir: RunDir) -> None:
+        """Make what is finished in a run folder known to the others."""
+        for name, entry in run_dir.manifest().items():
+            known = self._folders.setdefault((name, entry["fingerprint"]), [])
+            if run_dir.path not in known:
+                known.append(run_dir.path)
+
+    def find(self, name: str, fingerprint: str) -> RunDir | None:
+        """A run folder in which this step is finished, or None."""
+        for folder in self._folders.get((name, fingerprint), ()):
+            # The folder may have been run again since with another configuration.
+            if RunDir(folder).manifest().get(name, {}).get("fingerprint") == fingerprint:
+                return RunDir(folder)
+        return None
+
+    def take_over(self, source: RunDir, target: RunDir, name: str, *, artifacts: Iterable[str]) -> None:
+        """Link a finished step's artifacts and its model, and note in the manifest whom it is shared with.
+
+        Args:
+            source: Run folder that holds the step.
+            target: Run folder that lacks it.
+            name: Of the step, such as `round-1/evolve`.
+            artifacts: Places of all that the step may write, without suffix.
+        """
+        for artifact in artifacts:
+            for suffix in (".json", ".jsonl"):
+                if source.file(artifact, suffix).exists():
+                    _link_file(source.file(artifact, suffix), target.file(artifact, suffix))
+        if (source.path / name / "adapter").is_dir():
+            _link_folder(source.path / name / "adapter", target.path / name / "adapter")
+        entry: dict[str, Any] = dict(source.manifest()[name])
+        shared = entry.get("shared_from") or source.path.relative_to(self._root).as_posix()
+        target.record_stage(name, entry | {"shared_from": shared})
+
+    def note_failure(self, name: str, fingerprint: str, error: str) -> None:
+        """Remember that a step failed: with the same inputs it would fail again."""
+        self._errors[name, fingerprint] = error
+
+    def failure(self, name: str, fingerprint: str) -> str | None:
+        """Why this step failed in another run of this process; None if it did not."""
+        return self._errors.get((name, fingerprint))
+
+
+def _link_file(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return  # renaming a link onto another link to the same file would leave both
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, partial)
+    partial.replace(target)
+
+
+def _link_folder(source: Path, target: Path) -> None:
+    partial = target.with_name(target.name + ".linking")
+    remove_folder(partial)
+    for path in sorted(p for p in source.rglob("*") if p.is_file()):
+        _link_file(path, partial / path.relative_to(source))
+    remove_folder(target)
+    partial.replace(target)

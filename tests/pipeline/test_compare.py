@@ -1,0 +1,230 @@
+"""Comparisons over the fake backends: what runs once, what is shared, what a failure or a kill leaves."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from semievol.arms import ARMS, Arm
+from semievol.artifacts import SEALED_GOLD, RunDir
+from semievol.comparing import compare
+from semievol.comparison import read_comparison
+from semievol.errors import ArtifactError, ConfigError
+from semievol.stage import SilentReporter
+from semievol.types import Prediction
+from tests.pipeline.conftest import write_task
+
+FREE = [name for name, arm in ARMS.items() if not arm.uses_gold]
+
+
+class Recorder(SilentReporter):
+    """Remembers which steps really ran, and the notes."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.notes: list[str] = []
+
+    def stage(self, name: str, text: str) -> None:
+        self.ran.append(name)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def run_compare(config, folder: Path, arms, **options) -> Recorder:
+    recorder = Recorder()
+    options = {"seeds": [0], **options}
+    compare(config, arms, output_dir=folder, reporter=recorder, **options)
+    return recorder
+
+
+def artifacts(folder: Path) -> dict[str, bytes]:
+    """All that a comparison leaves, but for what it cost, what it is stored in, and who was first to run a step."""
+    left_out = {"manifest.json", ".lock", ".comparison.lock", "fit_report.json", "config.resolved.json"}
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in left_out and "sqlite" not in p.name]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def test_arms_run_each_step_once(make_config, tmp_path):
+    recorder = run_compare(make_config(), tmp_path / "c", ["sft", "semievol", "sft_matched", "semievol-as"])
+    stages = Counter(name.split()[1] for name in recorder.ran)
+    assert stages == {
+        "data": 1,
+        "warmup": 1,
+        "round-1/retrieve": 1,
+        "round-1/propagate": 1,
+        "round-1/justify": 1,
+        "round-1/select": 2,
+        "round-1/evolve": 2,
+        "control": 1,
+        "measure": 4,
+    }
+    assert [r.status for r in read_comparison(tmp_path / "c").runs] == ["done"] * 4
+
+
+def test_shared_step_is_linked_and_says_whose_it_is(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["sft", "semievol"])
+    runs = [RunDir(tmp_path / "c" / "split-0" / "seed-0" / arm) for arm in ("sft", "semievol")]
+    models = [run.path / "warmup" / "adapter" / "fake_adapter.json" for run in runs]
+    assert models[0].samefile(models[1])
+    assert "shared_from" not in runs[0].manifest()["warmup"]
+    assert runs[1].manifest()["warmup"]["shared_from"] == "split-0/seed-0/sft"
+    assert runs[1].read_json("warmup/model")["adapter"] == "./warmup/adapter"
+
+
+def test_shared_arm_gives_what_it_gives_alone(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "together", ["sft", "pseudo_all", "semievol"])
+    run_compare(make_config(), tmp_path / "alone", ["semievol"])
+    place = "split-0/seed-0/semievol"
+    assert artifacts(tmp_path / "together" / place) == artifacts(tmp_path / "alone" / place)
+
+
+def test_all_arms_predict_every_test_row_in_order(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["all"], use_gold=True)
+    record = read_comparison(tmp_path / "c")
+    assert {r.arm: r.error for r in record.runs if r.status != "done"} == {}
+    assert [a.name for a in record.arms] == list(ARMS)
+    ids = [p.example_id for p in predictions(tmp_path / "c", "zero_shot")]
+    assert len(ids) == 40
+    for arm in ARMS:
+        assert [p.example_id for p in predictions(tmp_path / "c", arm)] == ids
+
+
+def predictions(folder: Path, arm: str) -> list[Prediction]:
+    run_dir = RunDir(folder / "split-0" / "seed-0" / arm)
+    return list(run_dir.read_records("measure/predictions", Prediction))
+
+
+def test_finished_comparison_runs_nothing_again(make_config, tmp_path):
+    arms = ["zero_shot", "sft", "semievol"]
+    run_compare(make_config(), tmp_path / "c", arms)
+    again = run_compare(make_config(), tmp_path / "c", arms)
+    assert again.ran == []
+    assert again.notes[0].startswith("3 runs, 3 done before")
+    assert [r.status for r in read_comparison(tmp_path / "c").runs] == ["done"] * 3
+
+
+def test_added_arm_takes_over_what_is_there(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["semievol"])
+    recorder = run_compare(make_config(), tmp_path / "c", ["semievol", "sft_matched"])
+    assert recorder.ran == ["sft_matched control", "sft_matched measure"]
+
+
+def test_seeds_of_a_split_have_the_same_rows_and_other_models(make_config, tmp_path):
+    config = make_config(data={"path": make_config().data.labeled})
+    run_compare(config, tmp_path / "c", ["sft"], seeds=[0, 1], splits=[0, 1])
+    files = {
+        (s, n): (tmp_path / "c" / f"split-{s}" / f"seed-{n}" / "sft" / "data" / "test.jsonl").read_bytes()
+        for s in (0, 1)
+        for n in (0, 1)
+    }
+    assert files[0, 0] == files[0, 1] != files[1, 0] == files[1, 1]
+    models = {p.read_bytes() for p in (tmp_path / "c").glob("*/*/sft/warmup/adapter/fake_adapter.json")}
+    assert len(models) == 4
+
+
+def test_splits_of_separate_files_are_refused(make_config, tmp_path):
+    with pytest.raises(ConfigError, match="2 splits of separate files would all be the same"):
+        run_compare(make_config(), tmp_path / "c", ["sft"], splits=[0, 1])
+    assert not (tmp_path / "c").exists()
+
+
+def test_failed_arm_leaves_the_others_alone(make_config, tmp_path, monkeypatch):
+    broken = Arm("sft", "an arm that measures what it has not trained", ("data",), lambda _: {"measure.model": "warm"})
+    monkeypatch.setattr("semievol.arms.ARMS", {**ARMS, "sft": broken})
+    run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft", "semievol"])
+    runs = {r.arm: r for r in read_comparison(tmp_path / "c").runs}
+    assert {arm: r.status for arm, r in runs.items()} == {"zero_shot": "done", "sft": "failed", "semievol": "done"}
+    assert "warmup/model.json is missing" in runs["sft"].error
+
+
+def test_failed_step_fails_once_for_all_arms_that_share_it(make_config, tmp_path):
+    # The fake generator is never so sure, so there is nothing to train on.
+    config = make_config(select={"min_confidence": 0.99}, evolve={"train_on": "selected"})
+    recorder = run_compare(config, tmp_path / "c", ["semievol", "sft_matched"])
+    runs = read_comparison(tmp_path / "c").runs
+    assert [r.status for r in runs] == ["failed", "failed"]
+    assert runs[0].error in runs[1].error
+    assert len([s for s in recorder.ran if s.endswith("evolve")]) == 1
+
+
+def test_failed_arm_runs_again_at_the_next_start(make_config, tmp_path, monkeypatch):
+    broken = Arm("sft", "an arm that measures what it has not trained", ("data",), lambda _: {"measure.model": "warm"})
+    monkeypatch.setattr("semievol.arms.ARMS", {**ARMS, "sft": broken})
+    run_compare(make_config(), tmp_path / "c", ["sft"])
+    monkeypatch.undo()
+    run_compare(make_config(), tmp_path / "c", ["sft"])
+    assert read_comparison(tmp_path / "c").runs[0].status == "done"
+
+
+def test_second_process_on_a_comparison_stops(make_config, tmp_path):
+    with RunDir(tmp_path / "c").lock(), pytest.raises(ArtifactError, match="in use by another semievol process"):
+        run_compare(make_config(), tmp_path / "c", ["zero_shot"])
+
+
+def test_sealed_targets_have_no_say_without_use_gold(make_config, tmp_path):
+    """Garbled between the data stage and the others: a step that read them would break or give other bytes."""
+    config = make_config(data=write_task(tmp_path, {"labeled": 12, "unlabeled": 24, "test": 12}))
+    run_compare(config, tmp_path / "intact", FREE)
+    run_compare(config, tmp_path / "garbled", ["zero_shot"])
+    sealed = RunDir(tmp_path / "garbled" / "split-0" / "seed-0" / "zero_shot").file(SEALED_GOLD)
+    assert sealed.read_bytes()
+    sealed.write_bytes(b"\x00 not a record")
+    run_compare(config, tmp_path / "garbled", FREE)
+    record = read_comparison(tmp_path / "garbled")
+    assert {r.status for r in record.runs} == {"done"}
+    expected, found = artifacts(tmp_path / "intact"), artifacts(tmp_path / "garbled")
+    assert {k for k in expected if expected[k] != found.get(k)} == {
+        f"split-0/seed-0/{arm}/data/sealed_gold.jsonl" for arm in FREE
+    }
+
+
+def test_gold_arms_need_to_be_asked_for(make_config, tmp_path):
+    bound = next(name for name, arm in ARMS.items() if arm.uses_gold)
+    with pytest.raises(ConfigError, match=f"arm {bound} reads the targets of the unlabelled rows.*--use-gold"):
+        run_compare(make_config(), tmp_path / "c", [bound])
+
+
+def test_audit_of_pseudo_labels_needs_use_gold(make_config, tmp_path):
+    for use_gold in (False, True):
+        run_compare(make_config(), tmp_path / f"{use_gold}", ["sft", "semievol"], use_gold=use_gold)
+    found = {p.parents[1].name for p in tmp_path.rglob("audit/audited.jsonl")}
+    assert found == {"semievol"}
+    assert not list((tmp_path / "False").rglob("audit"))
+    quality = json.loads((tmp_path / "True/split-0/seed-0/semievol/audit/pseudo_labels.json").read_text())
+    assert quality["pseudo_labels"][0]["precision"]["kept"]["n"] == 40
+
+
+def test_cost_can_be_counted_with_and_without_sharing(make_config, tmp_path):
+    arms = ["sft", "semievol", "semievol-as"]
+    run_compare(make_config(), tmp_path / "c", arms)
+    run_compare(make_config(), tmp_path / "alone", ["semievol-as"])
+
+    def entries(folder: str, arm: str):
+        return RunDir(tmp_path / folder / "split-0" / "seed-0" / arm).manifest().values()
+
+    def full(folder: str, arm: str) -> int:
+        costs = [e["cost"] for e in entries(folder, arm)]
+        return sum(c["prompt_tokens"] + c["reused_prompt_tokens"] for c in costs)
+
+    assert full("c", "semievol-as") == full("alone", "semievol-as") > 0
+    own = [e["cost"]["prompt_tokens"] for arm in arms for e in entries("c", arm) if "shared_from" not in e]
+    assert 0 < sum(own) < sum(full("c", arm) for arm in arms)
+
+
+def test_reference_has_to_run(make_config, tmp_path):
+    with pytest.raises(ConfigError, match="--reference sft: it is not among the arms zero_shot"):
+        run_compare(make_config(), tmp_path / "c", ["zero_shot"], reference="sft")
+
+
+def test_plan_counts_what_is_left_after_sharing(make_config, tmp_path):
+    recorder = run_compare(make_config(), tmp_path / "c", ["sft", "semievol"], seeds=[0, 1])
+    assert recorder.notes[:3] == [
+        "4 runs, 0 done before; 22 steps, 4 of them shared, 0 done before",
+        "left to run: data 2, warmup 2, measure 4, retrieve 2, propagate 2, justify 2, select 2, evolve 2",
+        "time: not yet measured here: data, warmup, measure, retrieve, propagate, justify, select, evolve",
+    ]
+    more = run_compare(make_config(), tmp_path / "c", ["sft", "semievol"], seeds=[0, 1, 2])
+    assert more.notes[0] == "6 runs, 4 done before; 33 steps, 2 of them shared, 22 done before"
+    assert more.notes[2].startswith("time: about ")

@@ -1,0 +1,214 @@
+"""Comparisons as processes: SIGKILL, two at once, several jobs, the command line."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from semievol.artifacts import RunDir
+from semievol.cli import run_app
+from semievol.comparing import compare
+from semievol.comparison import read_comparison
+from tests.pipeline.conftest import FAKE, write_task
+from tests.pipeline.test_compare import artifacts
+
+DEADLINE_SECONDS = 120
+ARMS = "zero_shot,sft,sft_matched,pseudo_all,semievol,semievol-as"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+SMALL = {"labeled": 12, "unlabeled": 24, "test": 12}
+CODE = """
+import sys
+from pathlib import Path
+from semievol.comparing import compare
+from semievol.config import load_config
+
+if __name__ == "__main__":
+    config, folder, arms, jobs = sys.argv[1:]
+    compare(load_config(Path(config)), arms.split(","), seeds=[0, 1], output_dir=Path(folder), jobs=int(jobs))
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"data": write_task(tmp_path, SMALL), **FAKE}), encoding="utf-8")
+    return path
+
+
+def start(config: Path, folder: Path, *, jobs: int = 1) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, str(config), str(folder), ARMS, str(jobs)],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(config: Path, folder: Path) -> None:
+    process = start(config, folder)
+    _, stderr = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 0, stderr.decode()[-3000:]
+
+
+def test_killed_comparison_goes_on_and_ends_with_the_same_bytes(config_file, tmp_path):
+    folder = tmp_path / "c"
+    finish(config_file, folder)
+    expected = artifacts(folder)
+    n_files = len(expected)
+    folder.rename(tmp_path / "undisturbed")
+
+    generator = random.Random(3)
+    n_killed = 0
+    for share in sorted(generator.uniform(0.05, 0.95) for _ in range(4)):
+        process = start(config_file, folder)
+        end = time.monotonic() + DEADLINE_SECONDS
+        while process.poll() is None and time.monotonic() < end:
+            if sum(1 for _ in folder.rglob("*.json*")) >= share * n_files:
+                os.killpg(process.pid, signal.SIGKILL)
+                n_killed += 1
+                break
+            time.sleep(0.005)
+        process.communicate(timeout=DEADLINE_SECONDS)
+    assert n_killed >= 2
+    finish(config_file, folder)
+    assert artifacts(folder) == expected
+    assert {r.status for r in read_comparison(folder).runs} == {"done"}
+
+
+def test_jobs_give_the_same_bytes_and_record_every_run(make_config, tmp_path):
+    folder = tmp_path / "c"
+    compare(make_config(), ["sft", "semievol"], seeds=[0, 1], output_dir=folder)
+    expected = artifacts(folder)
+    folder.rename(tmp_path / "one-after-another")
+    compare(make_config(), ["sft", "semievol"], seeds=[0, 1], output_dir=folder, jobs=2)
+    assert artifacts(folder) == expected
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_processes_of_several_jobs_end_with_the_one_that_started_them(config_file, tmp_path, sent):
+    folder = tmp_path / "c"
+    process = start(config_file, folder, jobs=2)
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not list(folder.glob("split-0/seed-*/*/manifest.json")) and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(sent)  # to the parent alone
+    process.wait(timeout=DEADLINE_SECONDS)
+    process.stderr.close()
+    while time.monotonic() < end:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("a process of the comparison is still there")
+    assert "pending" in {r.status for r in read_comparison(folder).runs}
+
+
+def run_cli(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = run_app([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_compare_prints_a_table_and_where_the_report_lies(capsys, config_file, tmp_path):
+    folder = tmp_path / "c"
+    code, out, _ = run_cli(capsys, "compare", config_file, "--arms", "zero_shot,sft", "--seeds", "2", "-o", folder)
+    assert code == 0
+    assert "zero" in out.lower()
+    assert str(folder) in out.replace("\n", "")
+    assert [r.seed for r in read_comparison(folder).runs] == [0, 0, 1, 1]
+
+
+def test_compare_json_is_the_stored_results(capsys, config_file, tmp_path):
+    folder = tmp_path / "c"
+    code, out, _ = run_cli(capsys, "compare", config_file, "--arms", "sft", "--seeds", "1", "-o", folder, "--json")
+    assert code == 0
+    assert json.loads(out) == RunDir(folder).read_json("results")
+
+
+def test_report_draws_a_comparison_again_from_its_rows(capsys, config_file, tmp_path):
+    folder = tmp_path / "c"
+    run_cli(capsys, "compare", config_file, "--arms", "zero_shot,sft", "--seeds", "1", "-o", folder)
+    before = (folder / "results.json").read_bytes()
+    (folder / "results.json").unlink()
+    code, out, _ = run_cli(capsys, "report", folder, "--format", "csv")
+    assert code == 0
+    assert out.startswith("arm,")
+    assert (folder / "results.json").read_bytes() == before
+
+
+def test_sweep_from_the_command_line(capsys, config_file, tmp_path):
+    folder = tmp_path / "s"
+    arguments = ["sweep", config_file, "theta=0.3,1.0", "evaluate.n_bootstrap=300", "--arms", "sft,semievol"]
+    code, _, _ = run_cli(capsys, *arguments, "--seeds", "1", "-o", folder)
+    assert code == 0
+    assert [r.setting for r in read_comparison(folder).runs] == ["theta=0.3"] * 2 + ["theta=1.0"] * 2
+
+
+def test_failed_run_gives_exit_code_1_and_its_reason(capsys, config_file, tmp_path):
+    arguments = ["compare", config_file, "select.min_confidence=0.99", "evolve.train_on=selected"]
+    code, _, err = run_cli(capsys, *arguments, "--arms", "sft,semievol", "--seeds", "1", "-o", tmp_path / "c")
+    assert code == 1
+    assert "1 runs failed" in err
+    assert "split-0/seed-0/semievol: " in err
+
+
+def test_status_of_a_comparison_counts_its_runs(capsys, config_file, tmp_path):
+    folder = tmp_path / "c"
+    run_cli(capsys, "compare", config_file, "--arms", "zero_shot,sft", "--seeds", "1", "-o", folder)
+    assert run_cli(capsys, "status", folder)[:2] == (0, "2 runs done, 0 failed, 0 pending\n")
+    code, out, _ = run_cli(capsys, "status", folder, "--json")
+    assert code == 0
+    assert json.loads(out) == {"comparison": str(folder), "done": 2, "failed": 0, "pending": 0, "errors": {}}
+
+
+def test_report_draws_a_run_again(capsys, config_file, tmp_path):
+    folder = tmp_path / "run"
+    run_cli(capsys, "run", config_file, f"output_dir={folder}")
+    (folder / "report.html").unlink()
+    code, _, _ = run_cli(capsys, "report", folder)
+    assert code == 0
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "semievl"], "did you mean semievol?"),
+        (["--seeds", "x"], "--seeds x: expected how many"),
+        (["--seeds", "1,1"], "a number comes twice"),
+        (["--splits", "2"], "would all be the same"),
+        (["seed=3"], "use --seeds"),
+        (["--arms", "zero_shot", "--reference", "sft"], "--reference sft: it is not among the arms"),
+        (["--format", "xml"], "--format xml: choose one of text"),
+    ],
+)
+def test_what_the_user_has_to_change_gives_exit_code_2(capsys, config_file, tmp_path, arguments, message):
+    code, _, err = run_cli(capsys, "compare", config_file, "-o", tmp_path / "c", *arguments)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "c" / "comparison.json").exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep", "report"])
+def test_help_has_an_example(capsys, command):
+    code, out, _ = run_cli(capsys, command, "--help")
+    assert code == 0
+    assert f"Example: semievol {command}" in " ".join(out.replace("│", " ").split())
+
+
+def test_demo_makes_new_rows_for_each_split(tmp_path):
+    from semievol.compare_command import open_configs
+
+    configs = open_configs("demo:tickets", ["evolve.num_train_epochs=1"], splits=[0, 3], folder=tmp_path)
+    rows = [Path(configs[s].data.labeled).read_bytes() for s in (0, 3)]
+    assert rows[0] != rows[1]
+    assert configs[3].evolve.num_train_epochs == 1

@@ -1,0 +1,86 @@
+"""Sweeps over the fake backends: points share every stage whose inputs they do not change."""
+
+from collections import Counter
+
+import pytest
+
+from semievol.artifacts import RunDir
+from semievol.comparing import compare
+from semievol.comparison import read_comparison
+from semievol.errors import ConfigError
+from semievol.sweeping import plan_points, point_settings
+from semievol.types import Example
+from tests.pipeline.test_compare import Recorder
+
+
+def run_sweep(config, folder, axes, arms=("semievol",), **options) -> Counter[str]:
+    recorder = Recorder()
+    settings = point_settings(plan_points(axes, cartesian=options.pop("cartesian", False)))
+    options = {"seeds": [0], **options}
+    compare(config, arms, output_dir=folder, settings=settings, sweep=axes, reporter=recorder, **options)
+    assert {r.error for r in read_comparison(folder).runs} == {None}
+    return Counter(name.split()[1] for name in recorder.ran)
+
+
+def test_points_of_theta_share_all_before_selection(make_config, tmp_path):
+    ran = run_sweep(make_config(), tmp_path / "s", {"theta": [0.1, 0.5, 1.0]}, ["sft_matched", "semievol"])
+    once = ("data", "warmup", "round-1/retrieve", "round-1/propagate", "round-1/justify")
+    thrice = ("round-1/select", "round-1/evolve", "control")
+    assert ran == {**dict.fromkeys(once, 1), **dict.fromkeys(thrice, 3), "measure": 6}
+    kept = [
+        RunDir(tmp_path / "s" / r.folder).read_json("round-1/select/threshold")["n_kept"]
+        for r in read_comparison(tmp_path / "s").runs
+        if r.arm == "semievol"
+    ]
+    assert kept == [8, 40, 80]
+
+
+def test_record_of_a_sweep_says_its_points(make_config, tmp_path):
+    run_sweep(make_config(), tmp_path / "s", {"n": [1, 2], "theta": [0.3]}, ["sft"], seeds=[4])
+    record = read_comparison(tmp_path / "s")
+    assert record.sweep == {"n": [1, 2], "theta": [0.3]}
+    assert [r.setting for r in record.runs] == ["n=1", "n=2", "theta=0.3"]
+    assert record.runs[0].folder == "n=1/split-0/seed-4/sft"
+
+
+def test_points_of_n_and_k_train_the_warm_model_once(make_config, tmp_path):
+    ran = run_sweep(make_config(), tmp_path / "s", {"n": [1, 2, 5], "k": [0, 3]})
+    assert (ran["data"], ran["warmup"]) == (1, 1)
+    assert ran["round-1/retrieve"] == 2  # three neighbours are those of the config; none are others
+    assert ran["round-1/propagate"] == 5
+
+
+def test_answers_that_points_have_in_common_are_bought_once(make_config, tmp_path):
+    run_sweep(make_config(), tmp_path / "s", {"n": [1, 2]})
+    first, second = (
+        RunDir(tmp_path / "s" / f"n={n}/split-0/seed-0/semievol").manifest()["round-1/propagate"]["cost"]
+        for n in (1, 2)
+    )
+    assert second["reused_prompt_tokens"] == first["prompt_tokens"] > 0
+
+
+def test_ratio_draws_so_many_unlabeled_rows(make_config, tmp_path):
+    run_sweep(make_config(), tmp_path / "s", {"unlabeled_ratio": [0.5, 1, 3]}, ["sft"])
+    sizes = [
+        sum(1 for _ in RunDir(tmp_path / "s" / r.folder).read_records("data/unlabeled", Example))
+        for r in read_comparison(tmp_path / "s").runs
+    ]
+    assert sizes == [12, 24, 72]
+
+
+def test_rewordings_change_every_prompt(make_config, tmp_path):
+    ran = run_sweep(make_config(), tmp_path / "s", {"rewording": [0, 1, 2, 3, 4]}, ["sft"])
+    assert ran["warmup"] == 5
+    models = {p.read_bytes() for p in (tmp_path / "s").glob("*/split-0/seed-0/sft/warmup/training.json")}
+    assert len(models) == 5
+
+
+def test_points_of_rounds_share_the_first_round(make_config, tmp_path):
+    ran = run_sweep(make_config(), tmp_path / "s", {"rounds": [1, 2]})
+    assert ran["round-1/evolve"] == ran["round-2/evolve"] == 1
+
+
+def test_point_that_does_not_fit_stops_before_anything_runs(make_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"sweep unlabeled_ratio=9"):
+        run_sweep(make_config(), tmp_path / "s", {"unlabeled_ratio": [1, 9]})
+    assert not (tmp_path / "s").exists()

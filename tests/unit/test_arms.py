@@ -1,0 +1,159 @@
+"""What arms are made of: their steps, the keys they set, and which may run."""
+
+from pathlib import Path
+
+import pytest
+
+from semievol.arms import ARMS, choose_arms, configure, override, plan_arm
+from semievol.config import parse_config
+from semievol.errors import ConfigError
+
+DATA = {"labeled": "l.csv", "unlabeled": "u.csv", "test": "t.csv"}
+
+
+def make_config(**changes):
+    return parse_config({"data": DATA, **changes})
+
+
+def test_table_of_arms_is_complete():
+    assert list(ARMS) == [
+        "zero_shot",
+        "few_shot_bm25",
+        "few_shot_dense",
+        "self_consistency",
+        "sft",
+        "sft_matched",
+        "tapt_sft",
+        "pseudo_all",
+        "pseudo_confident",
+        "icl_distill",
+        "reflection",
+        "semievol",
+        "semievol_released",
+        "semievol-iwp",
+        "semievol-icp",
+        "semievol-cl",
+        "semievol-as",
+        "oracle_select",
+        "oracle_full",
+    ]
+    assert [name for name, arm in ARMS.items() if arm.uses_gold] == ["oracle_select", "oracle_full"]
+    assert all(arm.description for arm in ARMS.values())
+
+
+def test_docs_describe_every_arm():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "comparisons.md").read_text(encoding="utf-8")
+    assert [name for name in ARMS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+@pytest.mark.parametrize("name", ARMS)
+def test_steps_of_an_arm_read_only_what_earlier_steps_write(name, recipe):
+    config = configure(ARMS[name], make_config(recipe=recipe, rounds=2))
+    written: set[str] = set()
+    rounds = {"select/kept", "evolve/model"}  # of the round before
+    for step in plan_arm(ARMS[name], config, use_gold=True):
+        assert set(step.stage.reads_of(config)) <= written | rounds, step.name
+        written |= set(step.stage.writes)
+    assert "measure/predictions" in written
+
+
+@pytest.mark.parametrize("name", [name for name, arm in ARMS.items() if not arm.uses_gold])
+def test_arm_without_gold_has_no_step_that_may_open_it(name):
+    config = configure(ARMS[name], make_config())
+    steps = plan_arm(ARMS[name], config, use_gold=False)
+    assert not [s.name for s in steps if "data/sealed_gold" in s.stage.reads]
+
+
+def test_semievol_changes_nothing_of_the_method():
+    config = make_config(propagate={"temperature": 0.7})
+    assert configure(ARMS["semievol"], config) == config
+
+
+def test_released_arm_sets_what_the_recipe_sets():
+    ours, theirs = configure(ARMS["semievol_released"], make_config()), make_config(recipe="released")
+    assert ours == theirs
+
+
+def test_matched_arm_differs_from_semievol_by_its_measure_alone():
+    matched, method = (configure(ARMS[name], make_config()).model_dump() for name in ("sft_matched", "semievol"))
+    assert {k for k in matched if matched[k] != method[k]} == {"measure"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("semievol-iwp", [("base", 0), ("base", 1), ("base", 3), ("base", 3)]),
+        ("semievol-icp", [("warm", 0), ("warm", 0), ("warm", 0), ("base", 0)]),
+        ("semievol-cl", [("warm", 3)]),
+        ("pseudo_all", [("warm", 0)]),
+        ("reflection", [("base", 0)]),
+    ],
+)
+def test_arm_asks_these_configurations(name, expected):
+    config = configure(ARMS[name], make_config())
+    assert [(c.model, c.k) for c in config.propagate.configurations] == expected
+
+
+def test_pseudo_labels_of_open_answers_are_greedy():
+    config = configure(ARMS["pseudo_all"], make_config(task={"type": "number"}))
+    assert (config.propagate.answer_with, config.propagate.temperature) == ("samples", 0.0)
+
+
+def test_dense_few_shot_keeps_an_embedder_that_is_dense():
+    chosen = [
+        configure(ARMS["few_shot_dense"], make_config(embedder={"type": embedder})).embedder.type
+        for embedder in ("bm25", "model")
+    ]
+    assert chosen == ["sentence_transformers", "model"]
+
+
+def test_arms_that_need_probabilities_are_left_out_or_refused_on_open_answers():
+    config = make_config(task={"type": "text"})
+    names = [arm.name for arm in choose_arms(["all"], config, use_gold=False)]
+    assert set(ARMS) - set(names) == {"pseudo_confident", "icl_distill", "oracle_select", "oracle_full"}
+    with pytest.raises(ConfigError, match=r"pseudo_confident needs .* task.type is text: leave the arm out"):
+        choose_arms(["pseudo_confident"], config, use_gold=False)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_can_be_made_for_the_tasks_it_fits(name):
+    for kind in ("choice", "label", "number", "span", "text"):
+        config = make_config(task={"type": kind})
+        if ARMS[name].fits(config):
+            assert configure(ARMS[name], config).task.type == kind
+
+
+def test_ablation_of_drawn_configurations_is_refused():
+    with pytest.raises(ConfigError, match=r"set propagate.configurations instead"):
+        configure(ARMS["semievol-cl"], make_config(propagate={"draw": 4}))
+
+
+def test_rounds_repeat_the_stages_of_a_round():
+    config = configure(ARMS["semievol"], make_config(rounds=2))
+    names = [step.name for step in plan_arm(ARMS["semievol"], config, use_gold=False)]
+    repeated = [f"round-{r}/{s}" for r in (1, 2) for s in ("retrieve", "propagate", "justify", "select", "evolve")]
+    assert names == ["data", "warmup", *repeated, "measure"]
+
+
+def test_arms_come_in_the_order_of_the_table():
+    assert [arm.name for arm in choose_arms(["semievol", "sft"], make_config(), use_gold=False)] == ["sft", "semievol"]
+
+
+def test_all_leaves_out_what_needs_gold():
+    assert not [arm for arm in choose_arms(["all"], make_config(), use_gold=False) if arm.uses_gold]
+    assert len(choose_arms(["all"], make_config(), use_gold=True)) == len(ARMS)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("semievl", "did you mean semievol?"), ("xyzzy", "arms: zero_shot, few_shot_bm25")]
+)
+def test_unknown_arm_is_told_what_there_is(name, hint):
+    with pytest.raises(ConfigError, match=f"no arm '{name}'") as caught:
+        choose_arms([name], make_config(), use_gold=False)
+    assert hint in str(caught.value)
+
+
+def test_override_of_an_unknown_key_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"sweep: unknown key select.keep_fracton; did you mean keep_fraction"):
+        override(make_config(), {"select.keep_fracton": 0.5}, source="sweep")

@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semievol.artifacts import RunDir
+from semievol.config import SelectConfig, parse_config
+from semievol.errors import ConfigError, DataError
+from semievol.stage import Backends, SilentReporter, StageContext
+from semievol.stages import select
+from semievol.types import Dropped, PseudoLabel
+
+FAKE = {"generator": {"type": "fake"}, "trainer": {"type": "fake"}, "embedder": {"type": "fake"}}
+
+
+def make_label(name: str, probability: float, agreement: float = 1.0, source="consensus") -> PseudoLabel:
+    return PseudoLabel(name, "A", "Answer: A", source, agreement, mean_nll=1 - probability, max_probability=probability)
+
+
+def select_labels(folder: Path, labels: list[PseudoLabel], **changes) -> tuple[dict, list[str], dict[str, str]]:
+    """Statistics, ids kept, and the reason for each id dropped."""
+    data = {"labeled": "l.csv", "unlabeled": "u.csv"}
+    config = parse_config({"output_dir": str(folder), "data": data, **FAKE, "select": changes})
+    ctx = StageContext(config, RunDir(folder), select.STAGE, Backends(config), SilentReporter())
+    ctx.run_dir.write_records("round-1/justify/pseudo_labels", labels, PseudoLabel)
+    stats = select.run(ctx)
+    kept = [x.example_id for x in ctx.run_dir.read_records("round-1/select/kept", PseudoLabel)]
+    dropped = {x.example_id: x.reason for x in ctx.run_dir.read_records("round-1/select/dropped", Dropped)}
+    return stats, kept, dropped
+
+
+LABELS = [
+    make_label("sure", 0.99),
+    make_label("split", 0.97, 1 / 3, "majority"),
+    make_label("fair", 0.9, 0.666667, "justified"),
+    make_label("weak", 0.5, 1.0),
+]
+
+
+def test_select_without_minima_keeps_the_surest_half(tmp_path):
+    stats, kept, dropped = select_labels(tmp_path, LABELS)
+    assert kept == ["sure", "split"]
+    assert dropped == {"fair": "not confident enough", "weak": "not confident enough"}
+    assert stats == {
+        "n_kept": 2,
+        "n_dropped": 2,
+        "signal": "mean_nll",
+        "uncertainty": pytest.approx(0.03),
+        "n_ranked": 4,
+    }
+
+
+def test_select_min_confidence_drops_every_row_below_it(tmp_path):
+    _, kept, dropped = select_labels(tmp_path, LABELS, min_confidence=0.9, keep_fraction=1)
+    assert kept == ["sure", "split", "fair"]
+    assert dropped == {"weak": "probability below the minimum"}
+
+
+def test_select_min_agreement_takes_two_of_three_for_two_thirds(tmp_path):
+    _, kept, dropped = select_labels(tmp_path, LABELS, min_agreement=2 / 3, keep_fraction=1)
+    assert kept == ["sure", "fair", "weak"]
+    assert dropped == {"split": "agreement below the minimum"}
+
+
+def test_select_takes_the_threshold_over_what_reaches_the_minima(tmp_path):
+    stats, kept, dropped = select_labels(tmp_path, LABELS, min_agreement=0.6, min_confidence=0.6, keep_fraction=0.5)
+    assert (stats["n_ranked"], kept) == (2, ["sure"])
+    assert dropped == {
+        "split": "agreement below the minimum",
+        "fair": "not confident enough",
+        "weak": "probability below the minimum",
+    }
+
+
+def test_select_minima_hold_for_consensus_rows_that_are_not_ranked(tmp_path):
+    stats, kept, _ = select_labels(tmp_path, LABELS, min_confidence=0.95, apply_to="justified", keep_fraction=1)
+    assert kept == ["sure", "split"]
+    assert stats["n_ranked"] == 1
+
+
+def test_select_minima_may_leave_nothing(tmp_path):
+    stats, kept, dropped = select_labels(tmp_path, LABELS, min_confidence=0.999)
+    assert (kept, len(dropped), stats["uncertainty"]) == ([], 4, None)
+
+
+def test_select_of_no_labels_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no pseudo-labels to choose from"):
+        select_labels(tmp_path, [])
+
+
+def test_select_min_confidence_needs_a_closed_set():
+    raw = {"data": {"path": "x.csv"}, "task": {"type": "span"}, "select": {"min_confidence": 0.9}}
+    with pytest.raises(ConfigError, match=r"select.min_confidence needs a closed answer set, but task.type is span"):
+        parse_config(raw)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 1), st.sampled_from([0.25, 0.5, 0.75, 1.0])), min_size=1, max_size=20),
+    st.none() | st.floats(0.01, 0.99),
+    st.none() | st.floats(0.01, 1),
+    st.floats(0.05, 1),
+)
+def test_select_keeps_no_row_below_a_minimum_and_the_surest_of_the_rest(rows, confidence, agreement, fraction):
+    config = SelectConfig(min_confidence=confidence, min_agreement=agreement, keep_fraction=fraction)
+    labels = [make_label(f"r{i}", p, a) for i, (p, a) in enumerate(rows)]
+    passing = [x for x in labels if select.below_minimum(x, config) is None]
+    threshold = select.find_threshold([x.mean_nll for x in passing], config)
+    kept = [x for x in labels if select.reason_to_drop(x, threshold, config) is None]
+    assert all(x.max_probability >= (confidence or 0) and x.agreement >= (agreement or 0) - 1e-6 for x in kept)
+    assert len(kept) >= fraction * len(passing) - 1e-9
+    left = [x.mean_nll for x in passing if x not in kept]
+    assert not left or max(x.mean_nll for x in kept) < min(left)
