@@ -1,7 +1,8 @@
 """Runs a comparison: every arm on every split with every seed, steps with the same inputs once.
 
-Runs of one split and seed share their finished steps and their row store, so an answer is bought once. An arm that
-fails is written down with its reason and the others go on. What is done is not done again, whatever killed it.
+Runs of one split share their finished steps, runs of one split and seed their row store too, so an answer is bought
+once. An arm that fails is written down with its reason and the others go on. What is done is not done again, whatever
+killed it.
 """
 
 import multiprocessing
@@ -22,7 +23,6 @@ from semievol.compare_plan import (
     PlannedRun,
     Setting,
     by_cell,
-    cell_folders,
     choose_reference,
     fingerprint_run,
     is_done,
@@ -30,6 +30,7 @@ from semievol.compare_plan import (
     plan_work,
     share_tokenizers,
     split_configs,
+    split_folders,
 )
 from semievol.comparison import ArmRecord, ComparisonRecord, RunRecord, pending_runs, record_run, write_comparison
 from semievol.config import RunConfig
@@ -103,7 +104,7 @@ def compare(
 
 def run_cell(folder: Path, runs: Sequence[PlannedRun], reporter: Reporter | None = None) -> None:
     """Run the arms of one split and seed, one after another; each one's end goes into comparison.json."""
-    shared = SharedSteps(folder, cell_folders(folder, runs[0].cell))
+    shared = SharedSteps(folder, split_folders(folder, runs[0].record.split))
     for run in runs:
         record = run_arm(folder, run, shared, reporter or SilentReporter())
         after = record_run(folder, record)
