@@ -57,15 +57,17 @@ class WorkPlan:
         """For people."""
         left = ", ".join(f"{stage} {n}" for stage, n in self.left.items()) or "nothing"
         shared = f"{self.n_steps_shared} of them shared, {self.n_steps_done} done before"
-        known = f"about {format_seconds(self.seconds)}" if self.seconds else ""
-        unknown = f"not yet measured here: {', '.join(self.unmeasured)}" if self.unmeasured else ""
         found = [
             f"{self.n_runs} runs, {self.n_runs_done} done before; {self.n_steps} steps, {shared}",
             f"left to run: {left}",
         ]
-        if self.left:
-            found.append(f"time: {'; '.join(x for x in (known, unknown) if x)}")
-        return found
+        return [*found, self.time_left()] if self.left else found
+
+    def time_left(self) -> str:
+        """What is known of it, and the stages that nothing is known of."""
+        known = "" if set(self.unmeasured) == set(self.left) else f"about {format_seconds(self.seconds)}"
+        unknown = f"not yet measured here: {', '.join(self.unmeasured)}" if self.unmeasured else ""
+        return f"time left: {'; '.join(x for x in (known, unknown) if x)}"
 
 
 def split_configs(config: RunConfig | Mapping[int, RunConfig], splits: Sequence[int]) -> dict[int, RunConfig]:

@@ -97,8 +97,15 @@ def compare(
         write_comparison(output_dir, record)
         for line in plan_work(output_dir, runs, prints, n_runs_done=len(done)).lines():
             reporter.note(line)
-        left = [run for run in runs if run.record.key not in done]
-        _run_cells(output_dir, left, jobs=jobs, reporter=reporter)
+        cells = list(by_cell(run for run in runs if run.record.key not in done).values())
+        if min(jobs, len(cells)) > 1:
+            _run_in_processes(output_dir, cells, jobs=jobs, shown=not isinstance(reporter, SilentReporter))
+            return output_dir
+        for i, members in enumerate(cells, 1):
+            run_cell(output_dir, members, reporter)
+            left = [run for later in cells[i:] for run in later]
+            if left:
+                reporter.note(plan_work(output_dir, left, prints, n_runs_done=0).time_left())
     return output_dir
 
 
@@ -163,13 +170,7 @@ class ArmReporter:
             self._inner.done(f"{self._arm} {name}", text, seconds)
 
 
-def _run_cells(folder: Path, runs: Sequence[PlannedRun], *, jobs: int, reporter: Reporter) -> None:
-    cells = list(by_cell(runs).values())
-    if min(jobs, len(cells)) <= 1:
-        for members in cells:
-            run_cell(folder, members, reporter)
-        return
-    shown = not isinstance(reporter, SilentReporter)
+def _run_in_processes(folder: Path, cells: Sequence[Sequence[PlannedRun]], *, jobs: int, shown: bool) -> None:
     others = set(multiprocessing.active_children())
     with _threads_for(jobs):
         pool = ProcessPoolExecutor(
@@ -179,7 +180,9 @@ def _run_cells(folder: Path, runs: Sequence[PlannedRun], *, jobs: int, reporter:
             initargs=(os.getpid(),),
         )
         try:
-            for future in as_completed([pool.submit(_run_in_process, folder, members, shown) for members in cells]):
+            for future in as_completed(
+                [pool.submit(_run_cell_in_process, folder, members, shown) for members in cells]
+            ):
                 future.result()
         except BaseException as error:
             # Left alone, the pool would wait for the arms in hand and begin those in the queue.
@@ -195,7 +198,7 @@ def _run_cells(folder: Path, runs: Sequence[PlannedRun], *, jobs: int, reporter:
         pool.shutdown()
 
 
-def _run_in_process(folder: Path, runs: Sequence[PlannedRun], shown: bool) -> None:
+def _run_cell_in_process(folder: Path, runs: Sequence[PlannedRun], shown: bool) -> None:
     """Bars of several processes would write over each other, so only lines are shown."""
     run_cell(folder, runs, NoteReporter(ConsoleReporter()) if shown else None)
 

@@ -231,8 +231,9 @@ def test_plan_counts_what_is_left_after_sharing(make_config, tmp_path):
     assert recorder.notes[:3] == [
         "4 runs, 0 done before; 22 steps, 6 of them shared, 0 done before",
         "left to run: data 1, warmup 2, measure 4, retrieve 1, propagate 2, justify 2, select 2, evolve 2",
-        "time: not yet measured here: data, warmup, measure, retrieve, propagate, justify, select, evolve",
+        "time left: not yet measured here: data, warmup, measure, retrieve, propagate, justify, select, evolve",
     ]
+    assert [n for n in recorder.notes[3:] if n.startswith("time left: about ")] == [recorder.notes[5]]
     more = run_compare(make_config(), tmp_path / "c", ["sft", "semievol"], seeds=[0, 1, 2])
     assert more.notes[0] == "6 runs, 4 done before; 33 steps, 4 of them shared, 22 done before"
-    assert more.notes[2].startswith("time: about ")
+    assert more.notes[2].startswith("time left: about ")
