@@ -115,7 +115,7 @@ def draw_costs(name: str, points: Sequence[CostPoint], *, y_label: str) -> str:
             colour = _colour(point.kind)
             axis.vlines(x / size, 100 * point.low, 100 * point.high, color=colour, linewidth=1.0, alpha=0.55)
             axis.plot([x / size], [100 * point.value], **_dot(point.kind))
-            text = str(number) if numbered else _short_name(point.label, 24)
+            text = str(number) if numbered else _short_name(point.label, 28)
             left = x > 0.6 * max(seconds)
             offset, side = ((-6, 5), "right") if left else ((6, 5), "left")
             axis.annotate(text, (x / size, 100 * point.value), xytext=offset, textcoords="offset points", ha=side)

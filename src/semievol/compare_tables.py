@@ -56,7 +56,6 @@ def _main_table(results: Mapping[str, Any]) -> Table:
         Column("p_holm", "p (Holm)", "p"),
         Column("seconds", "time a run", "duration"),
         Column("tokens", "tokens", "large"),
-        Column("state", "state"),
     ]
     rows = []
     for e in results["arms"]:
@@ -74,8 +73,8 @@ def _main_table(results: Mapping[str, Any]) -> Table:
                 "state": _state(e),
             }
         )
-    if all(row["state"] == "done" for row in rows):
-        columns = [c for c in columns if c.key != "state"]
+    if any(row["state"] != "done" for row in rows):
+        columns.insert(1 + len(results["sweep"]), Column("state", "state"))
     reference = cell_label(results["reference"], {})
     note = (
         f"Difference: points against {reference}, paired by run and row, with crossed 95% intervals; p adjusted "
