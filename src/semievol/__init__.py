@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["RunConfig", "RunDir", "SemiEvolError", "__version__", "load_config", "parse_config", "run"]
+__all__ = ["RunConfig", "RunDir", "SemiEvolError", "__version__", "compare", "load_config", "parse_config", "run"]
 
 _HOMES = {
     "RunConfig": "semievol.config",
@@ -17,11 +17,13 @@ _HOMES = {
     "parse_config": "semievol.config",
     "RunDir": "semievol.artifacts",
     "SemiEvolError": "semievol.errors",
+    "compare": "semievol.comparing",
     "run": "semievol.pipeline",
 }
 
 if TYPE_CHECKING:
     from semievol.artifacts import RunDir
+    from semievol.comparing import compare
     from semievol.config import RunConfig, load_config, parse_config
     from semievol.errors import SemiEvolError
     from semievol.pipeline import run

@@ -23,8 +23,13 @@ ARM_STAGES: dict[str, Stage] = {
     s.name: s for s in (*STAGES, distill.STAGE, oracle_select.STAGE, oracle_full.STAGE, measure.STAGE, audit.STAGE)
 }
 
-MEASURED: Overrides = {"measure.model": "evolved", "measure.k": 0, "measure.n_samples": 1}
-"""How an arm is measured unless it says otherwise."""
+DEFAULTS: Overrides = {
+    "measure.model": "evolved",
+    "measure.k": 0,
+    "measure.n_samples": 1,
+    "evolve.kept_by": "select",
+}
+"""What an arm measures and trains on unless it says otherwise, whatever the config says."""
 
 BEFORE = ("data", "adapt", "warmup")
 """Stages before the first round."""
@@ -58,7 +63,7 @@ def configure(arm: Arm, config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: If the arm cannot be made of this config.
     """
-    return override(config, MEASURED | arm.overrides(config), source=f"arm {arm.name}")
+    return override(config, DEFAULTS | arm.overrides(config), source=f"arm {arm.name}")
 
 
 def override(config: RunConfig, values: Mapping[str, Any], *, source: str) -> RunConfig:
@@ -78,6 +83,8 @@ def override(config: RunConfig, values: Mapping[str, Any], *, source: str) -> Ru
 def plan_arm(arm: Arm, config: RunConfig, *, use_gold: bool) -> list[Step]:
     """All steps of an arm, in order; `config` is the arm's own. With `use_gold` its pseudo-labels are audited too."""
     names = [*arm.stages, "measure"]
+    if config.adapt.enabled and "warmup" in names:
+        names.insert(names.index("warmup"), "adapt")
     if use_gold and "select" in arm.stages:
         names.append("audit")
     repeated = [ARM_STAGES[n] for n in names if n in ROUND_STAGES]
@@ -213,7 +220,7 @@ _ARMS = (
     Arm(
         "tapt_sft",
         "language modelling of all questions, then fine-tuned on the labelled rows (arXiv:2004.10964)",
-        ("data", "adapt", "warmup"),
+        ("data", "warmup"),
         _set(measure__model="warm", adapt__enabled=True),
     ),
     Arm(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from semievol import metrics
 from semievol.audit import measure_calibration
-from semievol.compare_load import ArmRun, Cell, ComparisonData, run_cost, value_text
+from semievol.compare_load import COST_SUMS, ArmRun, Cell, ComparisonData, run_cost, value_text
 from semievol.compare_results import measure_cell, run_units, stack_scores
 from semievol.compare_stats import crossed_mean, share_interval, spread
 from semievol.types import PseudoLabel
@@ -62,6 +62,17 @@ def mean_cost(cell: Cell) -> dict[str, float] | None:
     costs = [run_cost(run) for run in cell.done]
     mean = {key: float(np.mean([cost[key] for cost in costs])) for key in costs[0]}
     return mean | {"peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs)}
+
+
+def total_cost(data: ComparisonData) -> dict[str, float]:
+    """What the whole comparison took: every step once, measuring and failed runs too, no answer twice."""
+    total = dict.fromkeys(COST_SUMS, 0.0)
+    for run in (run for cell in data.cells for run in cell.runs):
+        for entry in run.steps.values():
+            if not entry.get("shared_from"):
+                for key in COST_SUMS:
+                    total[key] += (entry.get("cost") or {}).get(key) or 0
+    return total
 
 
 def calibrate(cell: Cell) -> Calibration | None:

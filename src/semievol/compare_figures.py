@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol.compare_format import SIGNAL_TITLES
+from semievol.compare_text import GOLD_MARK
 from semievol.figures import INK, MODEL_COLOURS, MUTED, PAPER, RULE, canvas, shorten, stack_shares
 
 Floats = NDArray[np.float64]
@@ -92,7 +93,7 @@ def draw_forest(name: str, bars: Sequence[Bar], *, x_label: str, title: str) -> 
                 textcoords="offset points",
                 va="center",
             )
-        axis.set_yticks(range(rows), [shorten(bar.label, 34) for bar in bars])
+        axis.set_yticks(range(rows), [_short_name(bar.label, 34) for bar in bars])
         axis.tick_params(axis="y", labelcolor=INK)
         axis.set(ylim=(rows - 0.5, -0.5), xlabel=x_label)
         axis.spines["left"].set_visible(False)
@@ -114,7 +115,7 @@ def draw_costs(name: str, points: Sequence[CostPoint], *, y_label: str) -> str:
             colour = _colour(point.kind)
             axis.vlines(x / size, 100 * point.low, 100 * point.high, color=colour, linewidth=1.0, alpha=0.55)
             axis.plot([x / size], [100 * point.value], **_dot(point.kind))
-            text = str(number) if numbered else shorten(point.label, 24)
+            text = str(number) if numbered else _short_name(point.label, 28)
             left = x > 0.6 * max(seconds)
             offset, side = ((-6, 5), "right") if left else ((6, 5), "left")
             axis.annotate(text, (x / size, 100 * point.value), xytext=offset, textcoords="offset points", ha=side)
@@ -132,7 +133,9 @@ def draw_costs(name: str, points: Sequence[CostPoint], *, y_label: str) -> str:
             half = (len(points) + 1) // 2
             for place, point in enumerate(points):
                 x, y = (0.02, place) if place < half else (0.52, place - half)
-                figure.text(x, (bottom - 0.5 - 0.2 * (y + 0.8)) / height, f"{place + 1}  {shorten(point.label, 28)}")
+                figure.text(
+                    x, (bottom - 0.5 - 0.2 * (y + 0.8)) / height, f"{place + 1}  {_short_name(point.label, 28)}"
+                )
         _adjust(figure, left=0.12, right=0.97, bottom=bottom)
     return svg(name, f"{y_label} against the time of a run")
 
@@ -181,7 +184,7 @@ def draw_sweep(
                 markeredgewidth=0,
                 linewidth=1.5,
                 alpha=1.0 if place < len(LINES) else 0.5,
-                label=shorten(line.label, 60),
+                label=_short_name(line.label, 60),
             )
         if min(low for line in lines for low in line.lows) < 0:
             axis.axhline(0, color=MUTED, linewidth=0.9)
@@ -212,7 +215,7 @@ def draw_histograms(name: str, rows: Sequence[Histogram], *, x_label: str) -> st
             axis.stairs(right, edges, fill=True, color=colour)
             axis.stairs(right + wrong, edges, baseline=right, fill=True, color=colour, alpha=0.35)
             axis.set(xlim=(edges[0], edges[-1]), ylim=(0, top * 1.02))
-            _caption(axis, f"{shorten(row.label, 18)}, mean {row.values.mean():.2f}")
+            _caption(axis, f"{_short_name(row.label, 18)}, mean {row.values.mean():.2f}")
         for axis in axes.ravel():
             axis.set_yticks([])
             axis.spines["left"].set_visible(False)
@@ -234,7 +237,7 @@ def draw_reliability(name: str, rows: Sequence[tuple[str, Sequence[Mapping[str, 
             x, y = [100 * b["confidence"] for b in bins], [100 * b["accuracy"] for b in bins]
             axis.plot(x, y, "o-", color=_colour(kind), markersize=3.5, markeredgewidth=0, linewidth=1.2)
             axis.set(xlim=(-3, 103), ylim=(-3, 103), xticks=(0, 50, 100), yticks=(0, 50, 100))
-            _caption(axis, shorten(label, 16))
+            _caption(axis, _short_name(label, 16))
         for axis in axes.ravel()[len(rows) :]:
             axis.set_visible(False)
         height = 0.5 + 1.62 * n_lines
@@ -259,7 +262,7 @@ def draw_groups(name: str, groups: Sequence[str], bars: Mapping[str, Sequence[Ba
                 y = row + (place - (len(bars) - 1) / 2) * gap
                 axis.hlines(y, 100 * bar.low, 100 * bar.high, color=colour, linewidth=1.2, alpha=0.7)
                 axis.plot([100 * bar.value], [y], "o", color=colour, markersize=4.2, markeredgewidth=0)
-            axis.plot([], [], "o", color=colour, markersize=5, markeredgewidth=0, label=shorten(label, 30))
+            axis.plot([], [], "o", color=colour, markersize=5, markeredgewidth=0, label=_short_name(label, 30))
         for i in range(1, len(groups)):
             axis.axhline(i - 0.5, color=RULE, linewidth=0.5)
         axis.set_yticks(range(len(groups)), [shorten(group, 22) for group in groups])
@@ -282,6 +285,14 @@ def standalone(svg: str) -> str:
     head = svg[: svg.index(">")].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     head += f' width="{box[3]}" height="{box[4]}" font-family="Helvetica, Arial, sans-serif"'
     return f'{head}><rect width="100%" height="100%" fill="#ffffff"/>{svg[svg.index(">") + 1 :]}\n'
+
+
+def _short_name(label: str, most: int) -> str:
+    """An arm's label cut to `most` characters; that it uses gold is never cut away."""
+    name, mark, _ = label.partition(f" ({GOLD_MARK})")
+    if len(label) <= most or not mark:
+        return shorten(label, most)
+    return f"{shorten(name, most - 7)} (gold)"
 
 
 def _colour(kind: str) -> str:

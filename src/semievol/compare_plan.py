@@ -31,7 +31,7 @@ class PlannedRun:
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Split and seed: runs that agree in both share their steps."""
+        """Split and seed: runs that agree in both share their answers."""
         return self.record.split, self.record.seed
 
 
@@ -44,7 +44,7 @@ class WorkPlan:
     n_steps: int
     """Steps of all runs, shared ones counted in each."""
     n_steps_shared: int
-    """Those that another run of the same split and seed does, or has done."""
+    """Those that another run of the same split does, or has done."""
     n_steps_done: int
     left: Mapping[str, int]
     """Steps that will run, by stage."""
@@ -57,15 +57,17 @@ class WorkPlan:
         """For people."""
         left = ", ".join(f"{stage} {n}" for stage, n in self.left.items()) or "nothing"
         shared = f"{self.n_steps_shared} of them shared, {self.n_steps_done} done before"
-        known = f"about {format_seconds(self.seconds)}" if self.seconds else ""
-        unknown = f"not yet measured here: {', '.join(self.unmeasured)}" if self.unmeasured else ""
         found = [
             f"{self.n_runs} runs, {self.n_runs_done} done before; {self.n_steps} steps, {shared}",
             f"left to run: {left}",
         ]
-        if self.left:
-            found.append(f"time: {'; '.join(x for x in (known, unknown) if x)}")
-        return found
+        return [*found, self.time_left()] if self.left else found
+
+    def time_left(self) -> str:
+        """What is known of it, and the stages that nothing is known of."""
+        known = "" if set(self.unmeasured) == set(self.left) else f"about {format_seconds(self.seconds)}"
+        unknown = f"not yet measured here: {', '.join(self.unmeasured)}" if self.unmeasured else ""
+        return f"time left: {'; '.join(x for x in (known, unknown) if x)}"
 
 
 def split_configs(config: RunConfig | Mapping[int, RunConfig], splits: Sequence[int]) -> dict[int, RunConfig]:
@@ -123,19 +125,18 @@ def plan_work(
     seconds = measured_seconds(folder)
     n_done = n_shared = 0
     left: list[str] = []
-    for cell, members in by_cell(runs).items():
-        known = _finished_steps(folder, cell)
-        for run in members:
-            manifest = RunDir(folder / run.record.folder).manifest()
-            for step in run.steps:
-                fingerprint = prints[run.record.key][step.name]
-                if manifest.get(step.name, {}).get("fingerprint") == fingerprint:
-                    n_done += 1
-                elif (step.name, fingerprint) in known:
-                    n_shared += 1
-                else:
-                    left.append(step.stage.name)
-                    known.add((step.name, fingerprint))
+    known = {split: _finished_steps(folder, split) for split in {run.record.split for run in runs}}
+    for run in runs:
+        manifest = RunDir(folder / run.record.folder).manifest()
+        for step in run.steps:
+            found = (step.name, prints[run.record.key][step.name])
+            if manifest.get(step.name, {}).get("fingerprint") == found[1]:
+                n_done += 1
+            elif found in known[run.record.split]:
+                n_shared += 1
+            else:
+                left.append(step.stage.name)
+                known[run.record.split].add(found)
     counts = Counter(left)
     unmeasured = tuple(stage for stage in counts if stage not in seconds)
     estimate = sum(n * seconds.get(stage, 0.0) for stage, n in counts.items())
@@ -179,23 +180,23 @@ def share_tokenizers() -> Callable[[RunConfig], Backends]:
 
 
 def by_cell(runs: Iterable[PlannedRun]) -> dict[tuple[int, int], list[PlannedRun]]:
-    """Runs that share their steps, in their order."""
+    """Runs of one split and seed, which share a row store and run one after another."""
     cells: dict[tuple[int, int], list[PlannedRun]] = defaultdict(list)
     for run in runs:
         cells[run.cell].append(run)
     return cells
 
 
-def cell_folders(folder: Path, cell: tuple[int, int]) -> list[Path]:
-    """Run folders of a split and seed, of any setting."""
-    place = f"split-{cell[0]}/seed-{cell[1]}/*/manifest.json"
+def split_folders(folder: Path, split: int) -> list[Path]:
+    """Run folders of a split, of any seed and setting: what does not depend on the seed is the same for all."""
+    place = f"split-{split}/seed-*/*/manifest.json"
     return sorted(path.parent for pattern in (place, f"*/{place}") for path in folder.glob(pattern))
 
 
-def _finished_steps(folder: Path, cell: tuple[int, int]) -> set[tuple[str, str]]:
+def _finished_steps(folder: Path, split: int) -> set[tuple[str, str]]:
     return {
         (name, entry["fingerprint"])
-        for place in cell_folders(folder, cell)
+        for place in split_folders(folder, split)
         for name, entry in RunDir(place).manifest().items()
     }
 

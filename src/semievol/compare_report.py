@@ -21,7 +21,7 @@ from rich.text import Text
 
 from semievol import metrics
 from semievol.artifacts import RunDir
-from semievol.compare_details import calibrate, mean_cost, measure_groups, rate_signals, spread_over_sweep
+from semievol.compare_details import calibrate, mean_cost, measure_groups, rate_signals, spread_over_sweep, total_cost
 from semievol.compare_figures import standalone
 from semievol.compare_format import Table, format_value, table_csv, table_latex, table_markdown, table_marks
 from semievol.compare_load import Cell, ComparisonData, load_comparison
@@ -70,6 +70,7 @@ def write_compare_report(folder: Path, *, formats: Sequence[str] = ("csv", "md",
     tables = build_tables(results)
     figures = draw_figures(data, results)
     out = RunDir(folder)
+    _remove_old(folder)
     out.write_json("results", results)
     for table in tables.values():
         for name in formats:
@@ -87,6 +88,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         metric: accuracy, exact_match, token_f1 or rouge_l.
         model, reference, main, use_gold, seeds, splits, sweep: What was compared; `main` is the arm of the verdict.
         n_runs: Number of runs by state: done, failed, pending.
+        total_cost: `compare_details.total_cost`: of the whole comparison, each shared step once.
         arms: One entry for each arm and setting: arm, label, description, uses_gold, setting, status, the fields of
             `compare_results.Measured` (None without a finished run), unfinished (split, seed, status, error), cost
             (`compare_load.run_cost`, mean of a run), calibration (`compare_details.Calibration`) and signals
@@ -114,6 +116,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         "splits": list(data.splits),
         "sweep": {key: list(values) for key, values in data.sweep.items()},
         "n_runs": {state: states.get(state, 0) for state in ("done", "failed", "pending")},
+        "total_cost": total_cost(data),
         "arms": [_describe(data, cell) for cell in data.cells],
         "differences": [asdict(found) for found in compare_with_reference(data)],
         "headline": _headline(data, main),
@@ -208,6 +211,13 @@ def list_failures(results: Mapping[str, Any]) -> list[dict[str, str]]:
                 where = f"split {run['split']} " if len(results["splits"]) > 1 else ""
                 found.setdefault((entry["label"], run["error"]), []).append(f"{where}seed {run['seed']}")
     return [{"label": label, "runs": ", ".join(runs), "error": error} for (label, error), runs in found.items()]
+
+
+def _remove_old(folder: Path) -> None:
+    """Tables and figures of an earlier report, which may have had more of them."""
+    for path in [*folder.glob("tables/*"), *folder.glob("figures/*.svg")]:
+        if path.suffix in (".svg", *(f".{name}" for name in WRITERS)):
+            path.unlink()
 
 
 def _headline(data: ComparisonData, main: str) -> dict[str, Any] | None:

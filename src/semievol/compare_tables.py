@@ -5,6 +5,7 @@ from typing import Any
 
 from semievol.compare_format import SIGNAL_TITLES, Column, Table
 from semievol.compare_load import value_text
+from semievol.compare_results import GAP_FROM, GAP_TO
 from semievol.compare_text import arm_label, cell_label
 from semievol.report_text import METRIC_NAMES
 
@@ -55,7 +56,6 @@ def _main_table(results: Mapping[str, Any]) -> Table:
         Column("p_holm", "p (Holm)", "p"),
         Column("seconds", "time a run", "duration"),
         Column("tokens", "tokens", "large"),
-        Column("state", "state"),
     ]
     rows = []
     for e in results["arms"]:
@@ -73,8 +73,8 @@ def _main_table(results: Mapping[str, Any]) -> Table:
                 "state": _state(e),
             }
         )
-    if all(row["state"] == "done" for row in rows):
-        columns = [c for c in columns if c.key != "state"]
+    if any(row["state"] != "done" for row in rows):
+        columns.insert(1 + len(results["sweep"]), Column("state", "state"))
     reference = cell_label(results["reference"], {})
     note = (
         f"Difference: points against {reference}, paired by run and row, with crossed 95% intervals; p adjusted "
@@ -149,7 +149,8 @@ def _gap_table(results: Mapping[str, Any]) -> Table:
     rows = [{**g, **_names(g | {"uses_gold": gold[g["arm"]]}), "interval": _ends(g)} for g in results["gap_closed"]]
     if not any(row["reason"] for row in rows):
         columns = tuple(c for c in columns if c.key != "reason")
-    note = "Share of the way from SFT (0) to SFT on all gold (100), with Fieller's interval."
+    top = arm_label(GAP_TO, uses_gold=True)
+    note = f"Share of the way from {arm_label(GAP_FROM)}, which is 0, to {top}, which is 100; Fieller's interval."
     return Table("gap", "Gap closed", columns, tuple(rows), ("value", "interval", True), note)
 
 

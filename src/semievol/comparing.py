@@ -1,7 +1,8 @@
 """Runs a comparison: every arm on every split with every seed, steps with the same inputs once.
 
-Runs of one split and seed share their finished steps and their row store, so an answer is bought once. An arm that
-fails is written down with its reason and the others go on. What is done is not done again, whatever killed it.
+Runs of one split share their finished steps, runs of one split and seed their row store too, so an answer is bought
+once. An arm that fails is written down with its reason and the others go on. What is done is not done again, whatever
+killed it.
 """
 
 import multiprocessing
@@ -22,7 +23,6 @@ from semievol.compare_plan import (
     PlannedRun,
     Setting,
     by_cell,
-    cell_folders,
     choose_reference,
     fingerprint_run,
     is_done,
@@ -30,6 +30,7 @@ from semievol.compare_plan import (
     plan_work,
     share_tokenizers,
     split_configs,
+    split_folders,
 )
 from semievol.comparison import ArmRecord, ComparisonRecord, RunRecord, pending_runs, record_run, write_comparison
 from semievol.config import RunConfig
@@ -96,14 +97,21 @@ def compare(
         write_comparison(output_dir, record)
         for line in plan_work(output_dir, runs, prints, n_runs_done=len(done)).lines():
             reporter.note(line)
-        left = [run for run in runs if run.record.key not in done]
-        _run_cells(output_dir, left, jobs=jobs, reporter=reporter)
+        cells = list(by_cell(run for run in runs if run.record.key not in done).values())
+        if min(jobs, len(cells)) > 1:
+            _run_in_processes(output_dir, cells, jobs=jobs, shown=not isinstance(reporter, SilentReporter))
+            return output_dir
+        for i, members in enumerate(cells, 1):
+            run_cell(output_dir, members, reporter)
+            left = [run for later in cells[i:] for run in later]
+            if left:
+                reporter.note(plan_work(output_dir, left, prints, n_runs_done=0).time_left())
     return output_dir
 
 
 def run_cell(folder: Path, runs: Sequence[PlannedRun], reporter: Reporter | None = None) -> None:
     """Run the arms of one split and seed, one after another; each one's end goes into comparison.json."""
-    shared = SharedSteps(folder, cell_folders(folder, runs[0].cell))
+    shared = SharedSteps(folder, split_folders(folder, runs[0].record.split))
     for run in runs:
         record = run_arm(folder, run, shared, reporter or SilentReporter())
         after = record_run(folder, record)
@@ -162,13 +170,7 @@ class ArmReporter:
             self._inner.done(f"{self._arm} {name}", text, seconds)
 
 
-def _run_cells(folder: Path, runs: Sequence[PlannedRun], *, jobs: int, reporter: Reporter) -> None:
-    cells = list(by_cell(runs).values())
-    if min(jobs, len(cells)) <= 1:
-        for members in cells:
-            run_cell(folder, members, reporter)
-        return
-    shown = not isinstance(reporter, SilentReporter)
+def _run_in_processes(folder: Path, cells: Sequence[Sequence[PlannedRun]], *, jobs: int, shown: bool) -> None:
     others = set(multiprocessing.active_children())
     with _threads_for(jobs):
         pool = ProcessPoolExecutor(
@@ -178,7 +180,9 @@ def _run_cells(folder: Path, runs: Sequence[PlannedRun], *, jobs: int, reporter:
             initargs=(os.getpid(),),
         )
         try:
-            for future in as_completed([pool.submit(_run_in_process, folder, members, shown) for members in cells]):
+            for future in as_completed(
+                [pool.submit(_run_cell_in_process, folder, members, shown) for members in cells]
+            ):
                 future.result()
         except BaseException as error:
             # Left alone, the pool would wait for the arms in hand and begin those in the queue.
@@ -194,7 +198,7 @@ def _run_cells(folder: Path, runs: Sequence[PlannedRun], *, jobs: int, reporter:
         pool.shutdown()
 
 
-def _run_in_process(folder: Path, runs: Sequence[PlannedRun], shown: bool) -> None:
+def _run_cell_in_process(folder: Path, runs: Sequence[PlannedRun], shown: bool) -> None:
     """Bars of several processes would write over each other, so only lines are shown."""
     run_cell(folder, runs, NoteReporter(ConsoleReporter()) if shown else None)
 

@@ -162,9 +162,10 @@ def _run_or_take_over(ctx: StageContext, step: Step, fingerprint: str, shared: S
     source = shared.find(step.name, fingerprint)
     if source is not None:
         ctx.run_dir.forget_stages([step.name])
-        shared.take_over(source, ctx.run_dir, step.name, artifacts=[ctx.artifact(name) for name in step.stage.writes])
-        ctx.reporter.done(step.name, f"shared with {source.path}", 0.0)
-        return
+        places = [ctx.artifact(name) for name in step.stage.writes]
+        if shared.take_over(source, ctx.run_dir, step.name, artifacts=places):
+            ctx.reporter.done(step.name, f"shared with {source.path}", 0.0)
+            return
     error = shared.failure(step.name, fingerprint)
     if error is not None:
         raise SemiEvolError(error)

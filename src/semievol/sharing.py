@@ -38,7 +38,7 @@ class SharedSteps:
                 return RunDir(folder)
         return None
 
-    def take_over(self, source: RunDir, target: RunDir, name: str, *, artifacts: Iterable[str]) -> None:
+    def take_over(self, source: RunDir, target: RunDir, name: str, *, artifacts: Iterable[str]) -> bool:
         """Link a finished step's artifacts and its model, and note in the manifest whom it is shared with.
 
         Args:
@@ -46,16 +46,24 @@ class SharedSteps:
             target: Run folder that lacks it.
             name: Of the step, such as `round-1/evolve`.
             artifacts: Places of all that the step may write, without suffix.
+
+        Returns:
+            False, and the step counts as not done, if another process began to run the source again meanwhile.
         """
+        entry: dict[str, Any] | None = source.manifest().get(name)
+        if entry is None:
+            return False
         for artifact in artifacts:
             for suffix in (".json", ".jsonl"):
                 if source.file(artifact, suffix).exists():
                     _link_file(source.file(artifact, suffix), target.file(artifact, suffix))
         if (source.path / name / "adapter").is_dir():
             _link_folder(source.path / name / "adapter", target.path / name / "adapter")
-        entry: dict[str, Any] = dict(source.manifest()[name])
+        if source.manifest().get(name) != entry:  # a step leaves the manifest before its files change
+            return False
         shared = entry.get("shared_from") or source.path.relative_to(self._root).as_posix()
         target.record_stage(name, entry | {"shared_from": shared})
+        return True
 
     def note_failure(self, name: str, fingerprint: str, error: str) -> None:
         """Remember that a step failed: with the same inputs it would fail again."""

@@ -124,6 +124,14 @@ def test_seeds_of_a_split_have_the_same_rows_and_other_models(make_config, tmp_p
     assert len(models) == 4
 
 
+def test_seeds_share_what_does_not_depend_on_them(make_config, tmp_path):
+    recorder = run_compare(make_config(), tmp_path / "c", ["zero_shot", "few_shot_bm25", "semievol"], seeds=[0, 1, 2])
+    ran = Counter(recorder.ran)
+    once = ("zero_shot data", "zero_shot measure", "few_shot_bm25 measure", "semievol round-1/retrieve")
+    assert [ran[name] for name in once] == [1, 1, 1, 1]
+    assert ran["semievol warmup"] == ran["semievol measure"] == 3
+
+
 def test_splits_of_separate_files_are_refused(make_config, tmp_path):
     with pytest.raises(ConfigError, match="2 splits of separate files would all be the same"):
         run_compare(make_config(), tmp_path / "c", ["sft"], splits=[0, 1])
@@ -221,10 +229,11 @@ def test_reference_has_to_run(make_config, tmp_path):
 def test_plan_counts_what_is_left_after_sharing(make_config, tmp_path):
     recorder = run_compare(make_config(), tmp_path / "c", ["sft", "semievol"], seeds=[0, 1])
     assert recorder.notes[:3] == [
-        "4 runs, 0 done before; 22 steps, 4 of them shared, 0 done before",
-        "left to run: data 2, warmup 2, measure 4, retrieve 2, propagate 2, justify 2, select 2, evolve 2",
-        "time: not yet measured here: data, warmup, measure, retrieve, propagate, justify, select, evolve",
+        "4 runs, 0 done before; 22 steps, 6 of them shared, 0 done before",
+        "left to run: data 1, warmup 2, measure 4, retrieve 1, propagate 2, justify 2, select 2, evolve 2",
+        "time left: not yet measured here: data, warmup, measure, retrieve, propagate, justify, select, evolve",
     ]
+    assert [n for n in recorder.notes[3:] if n.startswith("time left: about ")] == [recorder.notes[5]]
     more = run_compare(make_config(), tmp_path / "c", ["sft", "semievol"], seeds=[0, 1, 2])
-    assert more.notes[0] == "6 runs, 4 done before; 33 steps, 2 of them shared, 22 done before"
-    assert more.notes[2].startswith("time: about ")
+    assert more.notes[0] == "6 runs, 4 done before; 33 steps, 4 of them shared, 22 done before"
+    assert more.notes[2].startswith("time left: about ")

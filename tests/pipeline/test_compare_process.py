@@ -20,7 +20,7 @@ from tests.pipeline.conftest import FAKE, write_task
 from tests.pipeline.test_compare import artifacts
 
 DEADLINE_SECONDS = 120
-ARMS = "zero_shot,sft,sft_matched,pseudo_all,semievol,semievol-as"
+ARMS = "zero_shot,sft_matched,pseudo_all,semievol"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 SMALL = {"labeled": 12, "unlabeled": 24, "test": 12}
 CODE = """
@@ -66,11 +66,11 @@ def test_killed_comparison_goes_on_and_ends_with_the_same_bytes(config_file, tmp
 
     generator = random.Random(3)
     n_killed = 0
-    for share in sorted(generator.uniform(0.05, 0.95) for _ in range(4)):
+    for share in sorted(generator.uniform(0.05, 0.95) for _ in range(3)):
         process = start(config_file, folder)
         end = time.monotonic() + DEADLINE_SECONDS
         while process.poll() is None and time.monotonic() < end:
-            if sum(1 for _ in folder.rglob("*.json*")) >= share * n_files:
+            if sum(len(names) for _, _, names in os.walk(folder)) >= share * n_files:
                 os.killpg(process.pid, signal.SIGKILL)
                 n_killed += 1
                 break
@@ -84,14 +84,14 @@ def test_killed_comparison_goes_on_and_ends_with_the_same_bytes(config_file, tmp
 
 def test_jobs_give_the_same_bytes_and_record_every_run(make_config, tmp_path):
     folder = tmp_path / "c"
-    compare(make_config(), ["sft", "semievol"], seeds=[0, 1], output_dir=folder)
+    compare(make_config(), ["zero_shot", "sft"], seeds=[0, 1], output_dir=folder)
     expected = artifacts(folder)
     folder.rename(tmp_path / "one-after-another")
-    compare(make_config(), ["sft", "semievol"], seeds=[0, 1], output_dir=folder, jobs=2)
+    compare(make_config(), ["zero_shot", "sft"], seeds=[0, 1], output_dir=folder, jobs=2)
     assert artifacts(folder) == expected
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_processes_of_several_jobs_end_with_the_one_that_started_them(config_file, tmp_path, sent):
     folder = tmp_path / "c"
     process = start(config_file, folder, jobs=2)

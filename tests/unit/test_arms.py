@@ -136,6 +136,22 @@ def test_rounds_repeat_the_stages_of_a_round():
     assert names == ["data", "warmup", *repeated, "measure"]
 
 
+def test_adaptation_stands_before_the_warmup_where_an_arm_or_the_config_asks_for_it():
+    def names(arm: str, **changes) -> list[str]:
+        return [s.name for s in plan_arm(ARMS[arm], configure(ARMS[arm], make_config(**changes)), use_gold=False)]
+
+    assert names("tapt_sft") == ["data", "adapt", "warmup", "measure"]
+    assert names("sft") == ["data", "warmup", "measure"]
+    assert names("sft", adapt={"enabled": True}) == ["data", "adapt", "warmup", "measure"]
+    assert "adapt" not in names("semievol-iwp", adapt={"enabled": True})
+
+
+def test_no_arm_but_the_oracles_trains_on_what_an_oracle_kept():
+    config = make_config(evolve={"kept_by": "oracle_full"})
+    kept_by = {name: configure(arm, config).evolve.kept_by for name, arm in ARMS.items()}
+    assert {name for name, stage in kept_by.items() if stage != "select"} == {"oracle_select", "oracle_full"}
+
+
 def test_arms_come_in_the_order_of_the_table():
     assert [arm.name for arm in choose_arms(["semievol", "sft"], make_config(), use_gold=False)] == ["sft", "semievol"]
 

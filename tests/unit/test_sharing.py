@@ -70,6 +70,13 @@ def test_step_names_the_run_that_paid_for_it(source, tmp_path):
     assert third.manifest()["warmup"]["shared_from"] == "a"
 
 
+def test_step_that_has_begun_again_is_not_taken_over(source, tmp_path):
+    source.forget_stages(["warmup"])
+    target = RunDir(tmp_path / "b")
+    assert not SharedSteps(tmp_path).take_over(source, target, "warmup", artifacts=["warmup/model"])
+    assert "warmup" not in target.manifest()
+
+
 def test_only_an_equal_fingerprint_that_still_stands_is_found(source, tmp_path):
     shared = SharedSteps(tmp_path, [source.path])
     assert shared.find("warmup", "f").path == source.path

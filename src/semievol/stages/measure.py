@@ -85,11 +85,12 @@ def other_artifacts(config: RunConfig) -> tuple[str, ...]:
 
 
 def settings_in_use(ctx: StageContext) -> Any:
-    """The embedder where demonstrations are shown, the rounds where the model comes from the last one; else None."""
+    """Embedder where demonstrations are shown, rounds where the last one's model is measured, seed where it samples."""
     config = ctx.config
     return [
         config.embedder.model_dump(mode="json") if config.measure.k else None,
         config.rounds if config.measure.model == "evolved" else None,
+        config.seed if config.measure.n_samples > 1 else None,
     ]
 
 
@@ -97,7 +98,7 @@ STAGE = Stage(
     "measure",
     reads=("data/test", "data/labeled", "data/task", *ARTIFACTS.values()),
     writes=("measure/predictions",),
-    sections=("task", "model", "generator", "measure", "evaluate", "seed"),
+    sections=("task", "model", "generator", "measure", "evaluate"),
     run=run,
     fingerprint_extra=settings_in_use,
     unused=other_artifacts,

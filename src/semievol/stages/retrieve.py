@@ -37,6 +37,6 @@ STAGE = Stage(
     "retrieve",
     reads=LABELED_READS,
     writes=("retrieve/demonstrations",),
-    sections=("retrieve", "embedder", "model", "seed"),
+    sections=("retrieve", "embedder", "model"),
     run=run,
 )

@@ -1,0 +1,438 @@
+import csv
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+from sklearn.metrics import f1_score
+
+from semievol.artifacts import RunDir
+from semievol.compare_figures import Bar, draw_forest, standalone
+from semievol.compare_format import Column, Table, table_csv, table_latex, table_markdown
+from semievol.compare_load import load_comparison, run_cost
+from semievol.compare_report import build_results, short_table, write_compare_report
+from semievol.compare_tables import build_tables
+from semievol.compare_text import arm_label, duration, large
+from semievol.errors import ArtifactError, ConfigError
+from semievol.metrics import clopper_pearson_interval, holm, mcnemar_p_value, wilson_interval
+from semievol.types import Prediction
+from tests.unit.comparison_folder import change_run, write_folder
+from tests.unit.test_report import NASTY, parse, text_of
+
+ARMS = {"sft": 0.5, "sft_matched": 0.52, "semievol": 0.7, "semievol-icp": 0.6, "oracle_full": 0.9}
+GOLD = ("oracle_full",)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(
+        tmp_path_factory.mktemp("comparison"),
+        ARMS,
+        gold=GOLD,
+        reference="sft_matched",
+        use_gold=True,
+        groups=(NASTY, "plain"),
+        description=NASTY,
+        failed={("sft", 2): NASTY},
+    )
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict:
+    return build_results(load_comparison(folder))
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return write_compare_report(folder).read_text(encoding="utf-8")
+
+
+def entry(results: dict, arm: str) -> dict:
+    return next(e for e in results["arms"] if e["arm"] == arm)
+
+
+def find(rows: list[dict], arm: str) -> dict:
+    return next(row for row in rows if row["arm"] == arm)
+
+
+def scores(folder: Path, arm: str, seed: int) -> np.ndarray:
+    run_dir = RunDir(folder / f"split-0/seed-{seed}/{arm}")
+    return np.array([p.score for p in run_dir.read_records("measure/predictions", Prediction)])
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and "split-" not in str(p.relative_to(folder)))
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_value_is_the_mean_of_the_runs_and_their_spread_stands_apart(folder, results):
+    means = [scores(folder, "semievol", seed).mean() for seed in range(3)]
+    found = entry(results, "semievol")
+    assert found["value"] == pytest.approx(np.mean(means))
+    assert found["seed_sd"] == pytest.approx(np.std(means, ddof=1))
+    by_row = np.mean([scores(folder, "semievol", seed) for seed in range(3)], axis=0)
+    assert found["sampling_se"] == pytest.approx(stats.sem(by_row))
+    assert [run["value"] for run in found["by_run"]] == pytest.approx(means)
+
+
+def test_macro_f1_is_the_mean_of_the_runs(folder, results):
+    expected = []
+    for seed in (0, 1):  # the third failed
+        rows = list(RunDir(folder / f"split-0/seed-{seed}/sft").read_records("measure/predictions", Prediction))
+        targets, answers = [p.target for p in rows], [p.answer or "none" for p in rows]
+        labels = sorted(set(targets))
+        expected.append(f1_score(targets, answers, average="macro", labels=labels))
+    assert entry(results, "sft")["macro_f1"] == pytest.approx(np.mean(expected))
+
+
+def test_macro_f1_is_left_out_where_each_row_has_its_own_options(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.6}, seeds=(0,))
+    for arm in ("sft", "semievol"):
+        RunDir(tmp_path / f"split-0/seed-0/{arm}").write_json("data/task", {"labels": [], "shared_choices": []})
+    assert [e["macro_f1"] for e in build_results(load_comparison(tmp_path))["arms"]] == [None, None]
+
+
+def test_differences_are_paired_and_adjusted_over_all_arms(folder, results):
+    found = results["differences"]
+    assert [d["arm"] for d in found] == ["sft", "semievol", "semievol-icp", "oracle_full"]
+    ours = np.mean([scores(folder, "semievol", s).mean() - scores(folder, "sft_matched", s).mean() for s in range(3)])
+    assert find(found, "semievol")["difference"] == pytest.approx(ours)
+    assert [d["p_holm"] for d in found] == pytest.approx(holm([d["p_value"] for d in found]).tolist())
+    assert all(d["ci_low"] < d["difference"] < d["ci_high"] for d in found)
+
+
+def test_a_seed_that_one_arm_lacks_is_left_out_and_named(results):
+    found = find(results["differences"], "sft")
+    assert (found["n_runs"], found["unpaired"]) == (2, ("split 0, seed 2",))
+
+
+def test_failed_runs_are_shown_with_their_reason(results, page):
+    found = entry(results, "sft")
+    assert found["status"] == "partial"
+    assert found["unfinished"] == [{"split": 0, "seed": 2, "status": "failed", "error": NASTY}]
+    assert "2 of 3 done, 1 failed" in text_of(page)
+    assert "seed 2 &lt;script&gt;" in text_of(page)
+
+
+def test_arms_without_a_finished_run_stand_in_the_table(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.6, "zero_shot": 0.4}, seeds=(0,), failed={("zero_shot", 0): "no"})
+    change_run(tmp_path, 1, status="pending")
+    found = build_results(load_comparison(tmp_path))
+    assert [row["state"] for row in build_tables(found)["main"].rows] == ["done", "pending", "failed"]
+    assert found["headline"] is None
+    text = text_of(write_compare_report(tmp_path).read_text())
+    assert "Nothing can be compared yet" in text
+    assert "pending" in text
+
+
+def test_report_of_a_comparison_that_has_not_begun(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.6}, seeds=(0,))
+    for place in (0, 1):
+        change_run(tmp_path, place, status="pending")
+    assert "Nothing is measured yet: 2 runs are to come" in text_of(write_compare_report(tmp_path).read_text())
+
+
+def test_single_runs_are_tested_by_mcnemar(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.7}, seeds=(4,))
+    found = build_results(load_comparison(tmp_path))
+    difference = found["differences"][0]
+    ours, theirs = scores(tmp_path, "semievol", 4), scores(tmp_path, "sft", 4)
+    assert difference["method"] == "mcnemar"
+    assert difference["p_value"] == pytest.approx(mcnemar_p_value(ours, theirs))
+    assert "nothing is known about the chance in training" in found["verdict"]["points"][0][1]
+
+
+@pytest.mark.parametrize(("n_rows", "method"), [(60, clopper_pearson_interval), (300, wilson_interval)])
+def test_interval_of_a_single_run_depends_on_its_rows(tmp_path, n_rows, method):
+    write_folder(tmp_path, {"sft": 0.5}, seeds=(0,), n_rows=n_rows)
+    found = build_results(load_comparison(tmp_path))["arms"][0]
+    assert (found["ci_low"], found["ci_high"]) == method(int(scores(tmp_path, "sft", 0).sum()), n_rows)
+
+
+def test_runs_that_answered_other_rows_are_not_paired(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.7}, seeds=(0,))
+    run_dir = RunDir(tmp_path / "split-0/seed-0/sft")
+    rows = list(run_dir.read_records("measure/predictions", Prediction))
+    run_dir.write_records("measure/predictions", rows[1:], Prediction)
+    with pytest.raises(ArtifactError, match="different test rows"):
+        build_results(load_comparison(tmp_path))
+
+
+def test_gap_closed_is_the_ratio_of_the_differences(folder, results):
+    seeds = (0, 1)  # sft lacks the third
+    sft, ours, top = (
+        np.mean([scores(folder, arm, s).mean() for s in seeds]) for arm in ("sft", "semievol", "oracle_full")
+    )
+    found = find(results["gap_closed"], "semievol")
+    assert found["value"] == pytest.approx((ours - sft) / (top - sft))
+    assert found["ci_low"] < found["value"] < found["ci_high"]
+
+
+def test_gap_is_not_defined_where_gold_gains_nothing_certain(tmp_path):
+    write_folder(tmp_path, {"sft": 0.6, "semievol": 0.7, "oracle_full": 0.6}, gold=GOLD)
+    found = build_results(load_comparison(tmp_path))
+    assert find(found["gap_closed"], "semievol")["value"] is None
+    assert ("How much of the gap is closed?") in [question for question, _ in found["verdict"]["points"]]
+    assert "Not defined" in text_of(write_compare_report(tmp_path).read_text())
+
+
+def test_cost_counts_shared_steps_and_leaves_measuring_out(folder):
+    runs = {run.arm: run for cell in load_comparison(folder).cells for run in cell.done}
+    cost = run_cost(runs["semievol"])
+    seconds = [e["cost"]["seconds"] for name, e in runs["semievol"].steps.items() if name != "measure"]
+    assert cost["seconds"] == pytest.approx(sum(seconds))
+    assert cost["shared_seconds"] == 12.0
+    assert (cost["optimizer_steps"], cost["train_tokens"]) == (8, 1000)
+    assert cost["answer_prompt_tokens"] == pytest.approx(1000 / 60)
+
+
+def test_cost_counts_tokens_of_answers_from_the_row_store(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    data = load_comparison(tmp_path / "copy")
+    run = data.find("semievol").done[0]
+    before = run_cost(run)["prompt_tokens"]
+    step = dict(run.steps["warmup"])
+    step["cost"] = step["cost"] | {"reused_prompt_tokens": 70}
+    RunDir(run.folder).record_stage("warmup", step)
+    assert run_cost(load_comparison(tmp_path / "copy").find("semievol").done[0])["prompt_tokens"] == before + 70
+
+
+def test_control_does_not_pay_for_the_method_whose_steps_it_counts(folder):
+    runs = {run.arm: run for cell in load_comparison(folder).cells for run in cell.done}
+    steps = runs["sft_matched"].steps
+    assert run_cost(runs["sft_matched"])["seconds"] == pytest.approx(
+        steps["data"]["cost"]["seconds"] + steps["warmup"]["cost"]["seconds"]
+    )
+
+
+def test_total_cost_counts_each_step_once(folder, results):
+    steps = [step for cell in load_comparison(folder).cells for run in cell.runs for step in run.steps.values()]
+    own = [step["cost"]["seconds"] for step in steps if "shared_from" not in step]
+    assert len(own) < len(steps)
+    assert results["total_cost"]["seconds"] == pytest.approx(sum(own))
+
+
+def test_tables_of_an_earlier_report_do_not_stay(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.7}, seeds=(0,))
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/parts.csv").write_text("old")
+    (tmp_path / "tables/notes.txt").write_text("mine")
+    write_compare_report(tmp_path)
+    assert not (tmp_path / "tables/parts.csv").exists()
+    assert (tmp_path / "tables/notes.txt").exists()
+
+
+def test_parts_are_the_method_minus_the_arm_without_them(results):
+    (part,) = results["parts"]
+    assert (part["arm"], part["reference"]) == ("semievol", "semievol-icp")
+    expected = entry(results, "semievol")["value"] - entry(results, "semievol-icp")["value"]
+    assert part["difference"] == pytest.approx(expected)
+    assert "in-context propagation" in dict(results["verdict"]["points"])["Which part matters?"]
+
+
+def test_signals_are_rated_on_audited_labels(results):
+    signals = {s["signal"]: s for s in entry(results, "semievol")["signals"]}
+    assert signals["agreement"]["aurc"] == pytest.approx(0.25)
+    assert signals["mean_nll"]["aurc"] < 0.05
+    assert signals["mean_nll"]["error"] == pytest.approx(0.25)
+
+
+def test_no_signals_without_an_audit(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.7}, seeds=(0,))
+    found = build_results(load_comparison(tmp_path))
+    assert all(e["signals"] == [] for e in found["arms"])
+    assert "signals" not in build_tables(found)
+
+
+def test_calibration_bins_hold_every_answer(results):
+    found = entry(results, "semievol")["calibration"]
+    assert sum(b["n"] for b in found["bins"]) == found["n"] == 180
+    assert 0 < found["ece"] < 1
+
+
+def test_groups_add_up(results):
+    lines = [line for line in results["groups"] if line["arm"] == "semievol"]
+    assert sum(line["n"] for line in lines) == 60
+    mean = sum(line["value"] * line["n"] for line in lines) / 60
+    assert mean == pytest.approx(entry(results, "semievol")["value"])
+
+
+def test_oracles_are_marked_everywhere(results, page):
+    for name, table in build_tables(results).items():
+        for row in table.rows:
+            if row.get("name") == "oracle_full":
+                assert "uses gold" in row["arm"], name
+    assert "SFT on all gold (uses gold)" in build_tables(results)["groups"].columns[-1].title
+    assert not re.search(r"SFT on all gold(?! \((uses )?gold\))", text_of(page))
+
+
+def test_report_of_a_copied_folder_has_the_same_bytes(folder, page, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures", "compare.html", "results.json"))
+    write_compare_report(copy)
+    found = hashes(copy)
+    assert found == hashes(folder)
+    assert {"compare.html", "results.json", "tables/main.csv", "tables/main.tex", "figures/forest.svg"} <= set(found)
+
+
+def test_page_escapes_all_text_from_data(page):
+    assert parse(page).names.count("script") == 0
+    assert NASTY not in page
+    assert "alert(&#34;1&#34;)" in page
+
+
+def test_page_refers_to_nothing_outside_itself(page):
+    attributes = parse(page).attributes
+    assert not [a for a in attributes if a[1] in ("src", "srcset", "action", "xmlns")]
+    assert not re.search(r"@import|url\((?!#)|https?:", page)
+    ids = [value for _, name, value in attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_verdict_stands_first(page):
+    text = text_of(page[page.index("<h1>") :])
+    assert text.strip().startswith("SemiEvol pays: ")
+    places = [text.index(q) for q in ("How sure are we?", "What does it cost?", "Which part matters?", "Result")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("ours", "sentence"), [(0.9, "pays:"), (0.1, "does not pay:"), (0.5, "Whether SemiEvol pays cannot be told:")]
+)
+def test_verdict_says_what_the_interval_says(tmp_path, ours, sentence):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": ours})
+    assert sentence in build_results(load_comparison(tmp_path))["verdict"]["sentence"]
+
+
+def test_verdict_where_the_method_is_the_reference(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, reference="semievol")
+    found = build_results(load_comparison(tmp_path))
+    assert (found["headline"]["arm"], found["headline"]["reference"]) == ("semievol", "sft")
+    assert found["headline"]["difference"] > 0
+
+
+def test_sweep_compares_at_the_same_setting(tmp_path):
+    sweep = {"theta": [0.3, 0.5, 1.0]}
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0, 1), sweep=sweep)
+    found = build_results(load_comparison(tmp_path))
+    assert [d["setting"] for d in found["differences"]] == [{"theta": 0.3}, {"theta": 0.5}, {"theta": 1.0}]
+    (spread,) = [line for line in found["sweep_spread"] if line["arm"] == "semievol"]
+    values = [e["value"] for e in found["arms"] if e["arm"] == "semievol"]
+    assert (spread["mean"], spread["sd"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    text = text_of(write_compare_report(tmp_path).read_text())
+    assert "share of pseudo-labels kept" in text
+    assert (tmp_path / "figures/sweep_1.svg").exists()
+    assert build_tables(found)["main"].columns[1].title == "theta"
+
+
+def test_sweep_of_one_key_at_a_time_leaves_the_other_empty(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,), sweep={"theta": [0.3, 0.5]})
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    record["sweep"] = {"theta": [0.3, 0.5], "k": [1, 2]}
+    (tmp_path / "comparison.json").write_text(json.dumps(record))
+    table = build_tables(build_results(load_comparison(tmp_path)))["main"]
+    assert [(row["set theta"], row["set k"]) for row in table.rows[:2]] == [("0.3", None), ("0.5", None)]
+
+
+def test_rewordings_are_places_not_numbers(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,), sweep={"rewording": [0, 1, 5]})
+    write_compare_report(tmp_path)
+    texts = [t.text for t in ElementTree.parse(tmp_path / "figures/sweep_1.svg").iter() if t.tag.endswith("text")]
+    assert [text for text in texts if text in {"0", "1", "2", "3", "4", "5"}] == ["0", "1", "5"]
+
+
+def test_splits_from_three_on_are_the_units_of_training(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0, 1), splits=(0, 1, 2))
+    found = build_results(load_comparison(tmp_path))
+    ours = entry(found, "semievol")
+    assert len(ours["by_run"]) == 6
+    assert ours["split_sd"] is not None
+    assert found["differences"][0]["n_runs"] == 6
+
+
+def test_csv_carries_values_as_they_are(folder, page, results):
+    lines = list(csv.DictReader((folder / "tables/main.csv").open()))
+    assert float(lines[2]["value"]) == entry(results, "semievol")["value"]
+    assert float(lines[2]["interval_low"]) == entry(results, "semievol")["ci_low"]
+
+
+def test_results_are_plain_json(folder, page, results):
+    stored = json.loads((folder / "results.json").read_text())
+    assert stored["schema_version"] == 1
+    assert stored == json.loads(json.dumps(results))
+
+
+def test_tables_can_be_drawn_from_stored_results(folder, page, results):
+    stored = json.loads((folder / "results.json").read_text())
+    assert table_markdown(build_tables(stored)["main"]) == table_markdown(build_tables(results)["main"])
+
+
+TABLE = Table("t", "50% & more", (Column("a", "a_b"), Column("v", "v", "percent")), ({"a": "x|y_$<i>\n#", "v": -0.5},))
+
+
+def test_markdown_escapes_and_marks_what_is_missing():
+    table = TABLE._replace(rows=(*TABLE.rows, {"a": "z", "v": None}))
+    assert "| x\\|y\\_$\\<i\\> # | \N{MINUS SIGN}50.0 |" in table_markdown(table)
+    assert "| z | \N{EN DASH} |" in table_markdown(table)
+
+
+def test_latex_escapes():
+    text = table_latex(TABLE)
+    assert r"x|y\_\$\textless{}i\textgreater{} \# & $-$50.0 \\" in text
+    assert r"a\_b & v" in text
+
+
+def test_csv_leaves_missing_values_empty():
+    assert table_csv(TABLE._replace(rows=({"a": "z", "v": None},))) == "a,v\nz,\n"
+
+
+def test_formats_are_chosen(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.7}, seeds=(0,))
+    write_compare_report(tmp_path, formats=("md",))
+    assert {p.suffix for p in (tmp_path / "tables").iterdir()} == {".md"}
+    with pytest.raises(ConfigError, match="xlsx"):
+        write_compare_report(tmp_path, formats=("xlsx",))
+
+
+def test_a_folder_without_a_comparison_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match="not the folder of a comparison"):
+        write_compare_report(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["forest", "cost", "parts", "risk_coverage", "reliability", "entropy", "groups"])
+def test_figure_files_stand_alone(folder, page, name):
+    text = (folder / f"figures/{name}.svg").read_text()
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(" not in text
+    assert text.count("http") == 1
+
+
+def test_forest_gives_labels_as_text():
+    svg = standalone(draw_forest("f", [Bar("<b> & c", 0.1, -0.1, 0.2, "gold")], x_label="points", title='"t"'))
+    assert "<b> & c" in [t.text for t in ElementTree.fromstring(svg).iter() if t.tag.endswith("text")]
+
+
+def test_short_table_fits_a_terminal(folder):
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(short_table(folder))
+    text = console.export_text()
+    assert "SemiEvol pays" in text
+    assert "SFT on all gold (uses gold)" in text
+    assert "SFT failed, seed 2" in text
+
+
+def test_labels_of_arms():
+    assert arm_label("semievol-icp") == "SemiEvol \N{MINUS SIGN} ICP"
+    assert arm_label("oracle_selected", uses_gold=True) == "Oracle selected (uses gold)"
+
+
+def test_durations_and_large_numbers():
+    assert [duration(x) for x in (4.25, 80, 600, 7200, None)] == ["4.2 s", "80 s", "10.0 min", "2.0 h", "\N{EN DASH}"]
+    assert [large(x) for x in (950, 12_300, 4_500_000)] == ["950", "12.3 k", "4.5 M"]

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from semievol.compare_stats import crossed_mean, ratio_interval, share_interval, spread
+from semievol.errors import DataError
+from semievol.metrics import clopper_pearson_interval
+
+SCORES = np.random.default_rng(0).normal(0.3, 1.0, (4, 30))
+
+
+def test_crossed_mean_of_one_run_is_the_t_interval_over_rows() -> None:
+    found = crossed_mean(SCORES[:1])
+    expected = stats.t.interval(0.95, 29, SCORES[0].mean(), stats.sem(SCORES[0]))
+    assert found.interval() == pytest.approx(expected)
+    assert found.p_value() == pytest.approx(stats.ttest_1samp(SCORES[0], 0).pvalue, rel=1e-4)
+
+
+def test_crossed_mean_of_runs_without_row_noise_is_the_t_interval_over_runs() -> None:
+    means = np.array([0.1, 0.4, 0.2])
+    found = crossed_mean(np.repeat(means[:, np.newaxis], 50, axis=1))
+    assert found.interval() == pytest.approx(stats.t.interval(0.95, 2, means.mean(), stats.sem(means)))
+    assert found.row_variance == 0.0
+
+
+def test_equal_runs_say_no_more_than_one() -> None:
+    assert crossed_mean(np.repeat(SCORES[:1], 5, axis=0)).interval() == pytest.approx(
+        crossed_mean(SCORES[:1]).interval()
+    )
+
+
+def test_variances_are_those_of_two_way_analysis_of_variance() -> None:
+    found = crossed_mean(SCORES)
+    n_runs, n_rows = SCORES.shape
+    rest = SCORES - SCORES.mean(1, keepdims=True) - SCORES.mean(0) + SCORES.mean()
+    assert found.run_variance == pytest.approx(SCORES.mean(1).var(ddof=1) / n_runs)
+    assert found.row_variance == pytest.approx(SCORES.mean(0).var(ddof=1) / n_rows)
+    assert found.cell_variance == pytest.approx((rest**2).sum() / ((n_runs - 1) * (n_rows - 1)) / (n_runs * n_rows))
+
+
+def test_interval_is_never_narrower_than_that_over_run_means() -> None:
+    low, high = crossed_mean(SCORES).interval()
+    means = SCORES.mean(1)
+    expected = stats.t.interval(0.95, 3, means.mean(), stats.sem(means))
+    assert low <= expected[0] + 1e-12
+    assert high >= expected[1] - 1e-12
+
+
+def test_groups_of_one_row_change_nothing() -> None:
+    grouped = crossed_mean(SCORES, groups=[f"g{i}" for i in range(30)])
+    assert grouped.interval() == pytest.approx(crossed_mean(SCORES).interval())
+
+
+def test_runs_of_one_split_count_as_one_unit() -> None:
+    means = np.array([0.1, 0.1, 0.4, 0.4, 0.2, 0.2])
+    scores = np.repeat(means[:, np.newaxis], 20, axis=1)
+    found = crossed_mean(scores, units=["a", "a", "b", "b", "c", "c"])
+    assert found.interval() == pytest.approx(stats.t.interval(0.95, 2, means.mean(), stats.sem([0.1, 0.4, 0.2])))
+
+
+def test_runs_on_different_rows_weigh_the_same() -> None:
+    scores = np.array([[1.0, 0.0, np.nan, np.nan], [np.nan, 1.0, 1.0, 1.0]])
+    found = crossed_mean(scores)
+    assert found.mean == pytest.approx(0.75)
+    assert found.row_variance > 0
+
+
+@pytest.mark.parametrize(
+    "scores", [np.empty((0, 3)), np.ones(3), [[np.nan, 1.0], [np.nan, 0.0]], [[1.0, 0.0], [np.nan, np.nan]]]
+)
+def test_crossed_mean_refuses_what_has_no_mean(scores: object) -> None:
+    with pytest.raises(DataError, match="crossed_mean"):
+        crossed_mean(scores)
+
+
+def test_crossed_mean_refuses_groups_of_other_rows() -> None:
+    with pytest.raises(DataError, match="2 groups for 30"):
+        crossed_mean(SCORES, groups=["a", "b"])
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5), st.floats(-1, 1))
+@settings(max_examples=60, deadline=None)
+def test_p_value_is_where_the_interval_reaches_zero(seed: int, n_runs: int, shift: float) -> None:
+    found = crossed_mean(np.random.default_rng(seed).normal(shift, 1.0, (n_runs, 25)))
+    p_value = found.p_value()
+    assert 0 < p_value <= 1
+    if 1e-9 < p_value < 1:
+        assert found.half_width(1 - p_value) == pytest.approx(abs(found.mean), rel=1e-4)
+
+
+def test_p_value_of_no_difference_is_one_and_of_a_constant_one_that_of_signs() -> None:
+    assert crossed_mean(np.zeros((3, 10))).p_value() == 1.0
+    assert crossed_mean(np.ones((3, 10))).p_value() == pytest.approx(2 * 0.5**10)
+
+
+def test_detectable_difference_is_found_four_times_in_five() -> None:
+    generator = np.random.default_rng(1)
+    truth = crossed_mean([[-1.0, 1.0] * 200]).detectable()
+    found = [crossed_mean(generator.normal(truth, 1.0, (1, 400))) for _ in range(600)]
+    assert np.mean([f.interval()[0] > 0 for f in found]) == pytest.approx(0.8, abs=0.04)
+
+
+def test_share_interval_of_one_run_is_close_to_clopper_pearson() -> None:
+    hits = np.r_[np.ones(30), np.zeros(70)]
+    assert share_interval(crossed_mean(hits[np.newaxis])) == pytest.approx(clopper_pearson_interval(30, 100), abs=0.004)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_share_interval_of_all_or_none_is_that_of_its_rows(value: float) -> None:
+    found = share_interval(crossed_mean(np.full((3, 40), value)))
+    assert found == pytest.approx(clopper_pearson_interval(int(40 * value), 40))
+
+
+def test_share_interval_counts_equal_runs_once() -> None:
+    hits = np.r_[np.ones(30), np.zeros(70)][np.newaxis]
+    assert share_interval(crossed_mean(np.repeat(hits, 5, axis=0))) == pytest.approx(
+        share_interval(crossed_mean(hits)), abs=1e-9
+    )
+
+
+def test_ratio_of_proportional_differences_is_certain() -> None:
+    below = SCORES + 2
+    found = ratio_interval(0.5 * below, below)
+    assert (found.value, found.ci_low, found.ci_high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, -2.0])
+def test_ratio_is_not_defined_where_the_denominator_may_be_zero_or_less(shift: float) -> None:
+    below = SCORES - SCORES.mean() + shift
+    found = ratio_interval(SCORES, below)
+    assert (found.value, found.ci_low, found.ci_high) == (None, None, None)
+    assert "denominator" in found.reason
+
+
+def test_spread_needs_two_values() -> None:
+    assert spread([0.5]) is None
+    assert spread([0.4, 0.6]) == pytest.approx(np.sqrt(0.02))
