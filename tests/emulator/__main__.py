@@ -1,0 +1,61 @@
+"""Start the emulator: `python -m tests.emulator --help`."""
+
+import argparse
+import socket
+from collections.abc import Sequence
+
+import uvicorn
+
+from tests.emulator.engine import DEFAULT_MODELS, Engine, FakeEngine, ServedModel
+from tests.emulator.faults import KINDS, Faults
+from tests.emulator.server import API_KEY, create_app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve until interrupted; the first line printed is the base URL."""
+    args = _parser().parse_args(argv)
+    switches = {k: _number(v) for k, _, v in (f.partition("=") for f in args.fault)}
+    app = create_app(
+        _engine(args), Faults(latency_ms=args.latency_ms, seed=args.seed, **switches), api_key=args.api_key
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((args.host, args.port))
+        listener.listen(1024)  # who reads the line may connect at once
+        print(f"http://{args.host}:{listener.getsockname()[1]}/v1", flush=True)
+        config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _engine(args: argparse.Namespace) -> Engine:
+    models = {m.id: m for m in DEFAULT_MODELS}
+    for entry in args.accuracy:
+        name, _, value = entry.partition("=")
+        models[name] = ServedModel(name, float(value), tunable=True)
+    return FakeEngine(tuple(models.values()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    faults = "".join(f"  {kind:18} {meaning}\n" for kind, meaning in KINDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.emulator",
+        description="A server that speaks the OpenAI API; it prints its base URL.",
+        epilog=f"faults (--fault server_error=2 strikes two requests, --fault server_error=0.1 one in ten):\n{faults}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
+    parser.add_argument("--api-key", default=API_KEY)
+    parser.add_argument("--accuracy", action="append", default=[], metavar="MODEL=SHARE", help="of the fake engine")
+    parser.add_argument("--latency-ms", type=float, default=0.0, help="added to each answer")
+    parser.add_argument("--fault", action="append", default=[], metavar="KIND=N|SHARE")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    return parser
+
+
+def _number(text: str) -> float:
+    return float(text) if "." in text else int(text)
+
+
+if __name__ == "__main__":
+    main()

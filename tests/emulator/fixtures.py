@@ -1,0 +1,86 @@
+"""Fixtures that start servers in processes of their own. Cheap to import."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+API_KEY = "sk-emulator"
+
+
+class Emulator:
+    """A running emulator, as seen by a test."""
+
+    def __init__(self, base_url: str, api_key: str) -> None:
+        self.base_url, self.api_key = base_url, api_key
+        self.origin = base_url.removesuffix("/v1")
+
+    def counters(self) -> dict[str, Any]:
+        """`requests` by route, `statuses`, `paid` (content hash: times), `tokens`, `max_in_flight`; since the reset."""
+        counters: dict[str, Any] = self._call("GET", "counters")
+        return counters
+
+    def requests(self, route: str = "") -> list[dict[str, Any]]:
+        """The last requests whose route holds `route`: `route`, JSON `body` and number of the `retry`."""
+        return [r for r in self._call("GET", "requests") if route in r["route"]]
+
+    def bought_twice(self) -> list[str]:
+        """Content hashes of requests that were paid more than once."""
+        return [content for content, times in self.counters()["paid"].items() if times > 1]
+
+    def set_faults(self, **switches: Any) -> None:
+        """Switch faults on, in the place of any set before (tests/emulator/faults.py lists them)."""
+        self._call("POST", "faults", switches)
+
+    def reset(self) -> None:
+        """As freshly started."""
+        self._call("POST", "reset", {})
+
+    def _call(self, method: str, name: str, body: Mapping[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(f"{self.origin}/_admin/{name}", data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            raise ValueError(error.read().decode()) from error
+
+
+@contextmanager
+def running_emulator(*arguments: str, api_key: str = API_KEY) -> Iterator[Emulator]:
+    """Start `python -m tests.emulator ARGUMENTS` on a free port; stopped on leaving."""
+    command = [sys.executable, "-m", "tests.emulator", "--port", "0", "--api-key", api_key, *arguments]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            base_url = process.stdout.readline().strip()
+            assert base_url, f"the emulator did not start: {' '.join(command)}"
+            yield Emulator(base_url, api_key)
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="session")
+def emulator_process() -> Iterator[Emulator]:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    with running_emulator() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def emulator(emulator_process: Emulator) -> Emulator:
+    """An emulator with the fake engine, fresh for this module; `reset()` it between tests."""
+    emulator_process.reset()
+    return emulator_process
