@@ -8,15 +8,17 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from semievol.errors import ConfigError
 
 AnswerType = Literal["choice", "label", "number", "span", "text"]
-Signal = Literal["mean_nll", "entropy", "max_probability", "agreement"]
+Signal = Literal["mean_nll", "entropy", "max_probability", "agreement", "sample_entropy"]
 
 PAPER_CONFIGURATIONS: list[dict[str, Any]] = [
     {"model": "warm", "k": 0},
@@ -61,6 +63,9 @@ class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    operational: ClassVar[frozenset[str]] = frozenset()
+    """Keys that change how the work is done and never its result, so that a change of them runs no stage again."""
 
 
 class TaskConfig(Section):
@@ -179,7 +184,94 @@ class FakeGeneratorConfig(Section):
     """Share of rows on which the base answers right, where the truth can be read off the question (`#B`)."""
 
 
-GeneratorConfig = Annotated[TransformersGeneratorConfig | FakeGeneratorConfig, Field(discriminator="type")]
+class AzureConfig(Section):
+    """An Azure OpenAI resource; `model.path` is then the name of the deployment."""
+
+    endpoint: str
+    """`https://NAME.openai.azure.com`"""
+    api_version: str = "2024-10-21"
+
+
+class EndpointConfig(Section):
+    """A server that speaks the OpenAI protocol."""
+
+    base_url: str | None = None
+    """Address up to and with `/v1`, such as `http://localhost:8000/v1`. None: OpenAI's."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the key; a key itself never stands in a config. None: the server wants none."""
+    azure: AzureConfig | None = None
+    """Use an Azure OpenAI resource, in the place of `base_url`."""
+    max_concurrency: int = Field(64, gt=0, le=4096)
+    """Most requests under way at once. Fewer are sent while the server says that it is busy."""
+    timeout_seconds: float = Field(600, gt=0)
+    """Longest time for one request, its repetitions after passing faults included."""
+
+    @model_validator(mode="after")
+    def _check_address(self) -> Self:
+        if self.azure is not None and self.base_url is not None:
+            raise ValueError("give `base_url` or `azure`, not both")
+        address = self.base_url if self.azure is None else self.azure.endpoint
+        if address is not None:
+            parts = urlsplit(address)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"{address!r} is no address of the form http(s)://HOST/v1")
+            if parts.username or parts.password or parts.query:
+                raise ValueError("an address holds no user, key or query: name the key's variable in `api_key_env`")
+        return self
+
+
+class PricesConfig(Section):
+    """US dollars for a million tokens, in the place of the table in prices.py. None: as the untuned or as nothing."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    tuned_input: float | None = Field(None, ge=0)
+    """Of a fine-tuned model. None: as `input`."""
+    tuned_output: float | None = Field(None, ge=0)
+    training: float | None = Field(None, ge=0)
+    """Of a token of training, for each epoch. None: unknown."""
+
+
+class OpenAIGeneratorConfig(EndpointConfig):
+    """Answers from a server that speaks the OpenAI chat protocol: OpenAI, Azure, vLLM, Ollama, llama.cpp, SGLang."""
+
+    type: Literal["openai"] = "openai"
+    logprobs: Literal["auto", "require", "off"] = "auto"
+    """auto: asked for where the server gives them; require: stop at the start where it does not; off: never asked."""
+    max_requests: int | None = Field(None, gt=0)
+    """Most requests that the run may send in all; it stops before one more and keeps all answers. None: no limit."""
+    max_cost: float | None = Field(None, gt=0)
+    """Most US dollars that the generator may spend in all; it stops before that. None: no limit."""
+    confirm_above_cost: float | None = Field(10.0, ge=0)
+    """`semievol run` wants `--yes` where the estimate is above this many US dollars. None: never."""
+    prices: PricesConfig | None = None
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Sent with every request as it is, such as `{reasoning_effort: none}`. No place for secrets: it is stored."""
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {
+            "api_key_env",
+            "max_concurrency",
+            "timeout_seconds",
+            "max_requests",
+            "max_cost",
+            "confirm_above_cost",
+            "prices",
+        }
+    )
+
+    @field_validator("extra_body")
+    @classmethod
+    def _check_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if key.lower().replace("-", "_") in ("api_key", "key", "authorization", "token", "password", "secret"):
+                raise ValueError(f"extra_body.{key}: a key goes into the variable that `api_key_env` names")
+        return value
+
+
+GeneratorConfig = Annotated[
+    TransformersGeneratorConfig | OpenAIGeneratorConfig | FakeGeneratorConfig, Field(discriminator="type")
+]
 
 
 class TrlTrainerConfig(Section):
@@ -252,6 +344,22 @@ class ModelEmbedderConfig(Section):
     batch_size: int = Field(32, gt=0)
 
 
+class OpenAIEmbedderConfig(EndpointConfig):
+    """Embeddings from a server that speaks the OpenAI protocol; each text is asked for once in a run."""
+
+    type: Literal["openai"] = "openai"
+    model: str = "text-embedding-3-small"
+    dimensions: int | None = Field(None, gt=0)
+    """Length of the rows, where the model can shorten them. None: the model's own."""
+    batch_size: int = Field(128, gt=0, le=2048)
+    """Texts a request."""
+    max_concurrency: int = Field(8, gt=0)
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "max_concurrency", "timeout_seconds", "batch_size"}
+    )
+
+
 class FakeEmbedderConfig(Section):
     """Hashed bag of words. For tests."""
 
@@ -260,7 +368,11 @@ class FakeEmbedderConfig(Section):
 
 
 EmbedderConfig = Annotated[
-    Bm25EmbedderConfig | SentenceTransformersEmbedderConfig | ModelEmbedderConfig | FakeEmbedderConfig,
+    Bm25EmbedderConfig
+    | SentenceTransformersEmbedderConfig
+    | ModelEmbedderConfig
+    | OpenAIEmbedderConfig
+    | FakeEmbedderConfig,
     Field(discriminator="type"),
 ]
 
@@ -328,7 +440,8 @@ class SelectConfig(Section):
     """Adaptive selection: which pseudo-labels become training data."""
 
     signal: Signal = "mean_nll"
-    """mean_nll is the paper's H (and the released code's); the others are ours to compare with."""
+    """mean_nll is the paper's H (and the released code's); the others are ours to compare with. agreement and
+    sample_entropy (entropy of the answers of the configurations) need no log-probabilities."""
     keep_fraction: float = Field(0.5, gt=0, le=1)
     """theta: share of the rows that the threshold is taken over which is kept (paper 0.5, released 0.3)."""
     apply_to: Literal["all", "justified"] = "all"
@@ -561,7 +674,7 @@ def _fault_lines(error: ValidationError) -> Iterator[str]:
             yield f"{key}: {message}{shown}" if key else message
 
 
-_UNION_TAGS = ("trl", "transformers", "bm25", "sentence_transformers", "fake")
+_UNION_TAGS = ("trl", "transformers", "openai", "openai_batch", "bm25", "sentence_transformers", "fake")
 
 
 def _known_keys(parents: Sequence[str]) -> list[str]:
