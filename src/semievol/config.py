@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
 from semievol.errors import ConfigError
@@ -269,8 +269,31 @@ class OpenAIGeneratorConfig(EndpointConfig):
         return value
 
 
+class OpenAIBatchGeneratorConfig(OpenAIGeneratorConfig):
+    """Answers from the Batch API of such a server: half the price at OpenAI, and up to a day's wait for each step."""
+
+    type: Literal["openai_batch"] = "openai_batch"  # type: ignore[assignment]
+    window: int = Field(20_000, gt=0)
+    """Requests that are collected, sent and stored together; what comes after them waits for their answers."""
+    max_requests_per_batch: int = Field(50_000, gt=0, le=50_000)
+    """Most lines of one batch file (the API takes 50,000)."""
+    max_file_bytes: int = Field(200_000_000, gt=0, le=200_000_000)
+    """Largest batch file (the API takes 200 MB)."""
+    max_attempts: int = Field(3, gt=0)
+    """Times that a request is sent before it counts as failed: lines that expired, failed or are missing go again."""
+    poll_seconds: float = Field(30.0, gt=0)
+    """Longest wait between two looks at a batch; the first looks come sooner."""
+    deadline_hours: float = Field(48.0, gt=0)
+    """Longest wait for the batches of a window. They go on on the server, and a further run waits on."""
+
+    operational: ClassVar[frozenset[str]] = OpenAIGeneratorConfig.operational | frozenset(
+        {"window", "max_requests_per_batch", "max_file_bytes", "max_attempts", "poll_seconds", "deadline_hours"}
+    )
+
+
 GeneratorConfig = Annotated[
-    TransformersGeneratorConfig | OpenAIGeneratorConfig | FakeGeneratorConfig, Field(discriminator="type")
+    TransformersGeneratorConfig | OpenAIGeneratorConfig | OpenAIBatchGeneratorConfig | FakeGeneratorConfig,
+    Field(discriminator="type"),
 ]
 
 
@@ -309,6 +332,54 @@ class TrlTrainerConfig(Section):
     """Trackers, passed to transformers: wandb, trackio, mlflow, tensorboard, ..."""
 
 
+class OpenAITrainerConfig(EndpointConfig):
+    """Fine-tuning jobs of a server that speaks OpenAI's protocol; the model stays there.
+
+    A server trains for whole epochs over batches. So that the control can take as many optimiser steps as evolve, the
+    batch size is a number by default.
+    """
+
+    type: Literal["openai"] = "openai"
+    method: Literal["supervised"] = "supervised"
+    num_train_epochs: float | Literal["auto"] = 2
+    """`n_epochs` of the job, a whole number; auto: the server chooses (paper 2)."""
+    batch_size: int | Literal["auto"] = 8
+    """Rows an optimiser step (paper 8). auto: the server chooses; the control cannot be matched then."""
+    learning_rate_multiplier: float | Literal["auto"] = "auto"
+    """Factor on the server's own learning rate; auto: the server chooses."""
+    max_steps: int | None = Field(None, gt=0)
+    """Optimiser steps, in the place of epochs: the training file holds that many batches. None: epochs count."""
+    eval_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the training rows that become the validation file (paper: 0, released code: 0.05)."""
+    suffix: str | None = Field(None, max_length=64)
+    """Part of the tuned model's name. None: `semievol-` and the start of the training's fingerprint."""
+    max_length: int = Field(65_536, gt=0)
+    """Longest training example in tokens, estimated at 4 bytes each; longer ones are refused before the upload."""
+    poll_seconds: float = Field(30.0, gt=0)
+    """Longest wait between two looks at a job; the first looks come sooner."""
+    deadline_hours: float = Field(72.0, gt=0)
+    """Longest wait for a job. It goes on on the server, and a further run waits on."""
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "max_concurrency", "timeout_seconds", "suffix", "poll_seconds", "deadline_hours", "max_length"}
+    )
+
+    @field_validator("num_train_epochs", "batch_size", "learning_rate_multiplier", mode="before")
+    @classmethod
+    def _check_number_or_auto(cls, value: Any, field: ValidationInfo) -> Any:
+        whole = field.field_name != "learning_rate_multiplier"
+        text = "a whole number from 1 on, or auto" if whole else "a number above 0, or auto"
+        if value == "auto":
+            return value
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(text) from None
+        if number <= 0 or (whole and number != int(number)):
+            raise ValueError(text)
+        return int(number) if field.field_name == "batch_size" else number
+
+
 class FakeTrainerConfig(Section):
     """A trainer that writes down what it saw. For tests of what stands above it."""
 
@@ -319,7 +390,7 @@ class FakeTrainerConfig(Section):
     eval_fraction: float = 0.0
 
 
-TrainerConfig = Annotated[TrlTrainerConfig | FakeTrainerConfig, Field(discriminator="type")]
+TrainerConfig = Annotated[TrlTrainerConfig | OpenAITrainerConfig | FakeTrainerConfig, Field(discriminator="type")]
 
 
 class Bm25EmbedderConfig(Section):
@@ -544,6 +615,7 @@ class RunConfig(Section):
             raise ValueError(
                 f"select.signal: {self.select.signal} needs a closed answer set, but task.type is {self.task.type}"
             )
+        self._check_hosted_training()
         ranked_unjustified = self.select.apply_to == "all" and self.justify.when != "always"
         if self.select.prompt == "justify" and (self.justify.when == "never" or ranked_unjustified):
             raise ValueError(
@@ -551,6 +623,26 @@ class RunConfig(Section):
                 "or justify.when: disagree with select.apply_to: justified"
             )
         return self
+
+    def _check_hosted_training(self) -> None:
+        if self.trainer.type != "openai":
+            return
+        for name in ("warmup", "evolve"):
+            section: WarmupConfig | EvolveConfig = getattr(self, name)
+            if section.learning_rate is not None:
+                raise ValueError(
+                    f"{name}.learning_rate: a server takes no learning rate; set {name}.learning_rate: null, and "
+                    "trainer.learning_rate_multiplier where its choice does not suit"
+                )
+            if section.num_train_epochs is not None and section.num_train_epochs != int(section.num_train_epochs):
+                raise ValueError(f"{name}.num_train_epochs: a server trains for whole epochs")
+            if section.max_steps is not None and self.trainer.batch_size == "auto":
+                raise ValueError(f"{name}.max_steps needs trainer.batch_size as a number, not auto")
+        if self.control.enabled and self.trainer.batch_size == "auto":
+            raise ValueError(
+                "the control has to take as many optimiser steps as evolve, which a server cannot promise with "
+                "trainer.batch_size: auto; set a number, or control.enabled: false"
+            )
 
     @field_validator("output_dir")
     @classmethod
