@@ -156,6 +156,7 @@ GENERATORS = {
 }
 TRAINERS = {
     "trl": "semievol.backends.trl:TrlTrainer",
+    "openai": "semievol.backends.openai_trainer:OpenAITrainer",
     "fake": "semievol.backends.fake:FakeTrainer",
 }
 RETRIEVERS = {

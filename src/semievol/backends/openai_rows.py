@@ -1,7 +1,7 @@
 """Training rows as the JSONL that a fine-tuning endpoint takes, and what is checked before a byte is sent.
 
-The loss of a hosted training is on every assistant turn; earlier turns of a chat get `weight: 0`, so that it lies on the
-completion alone, as with the local trainer.
+The loss of a hosted training is on every assistant turn; earlier turns of a chat get `weight: 0`, so that it lies on
+the completion alone, as with the local trainer.
 """
 
 import hashlib
@@ -48,8 +48,8 @@ def check_rows(rows: Sequence[SftRow], *, max_length: int) -> None:
     """Raise TrainingError if there are too few rows, or rows without a completion or longer than `max_length`."""
     if len(rows) < MIN_ROWS:
         raise TrainingError(
-            f"{len(rows)} training rows: hosted fine-tuning takes {MIN_ROWS} or more; label more rows, or train locally "
-            "with trainer.type: trl"
+            f"{len(rows)} training rows: hosted fine-tuning takes {MIN_ROWS} or more; label more rows, or train "
+            "locally with trainer.type: trl"
         )
     empty = [row.id for row in rows if not row.completion.strip()]
     if empty:
