@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     app = create_app(
         _engine(args), Faults(latency_ms=args.latency_ms, seed=args.seed, **switches), api_key=args.api_key
     )
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:  # asyncio: no Nagle delay
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((args.host, args.port))
         listener.listen(1024)  # who reads the line may connect at once

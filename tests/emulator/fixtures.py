@@ -25,7 +25,7 @@ class Emulator:
         self.origin = base_url.removesuffix("/v1")
 
     def counters(self) -> dict[str, Any]:
-        """`requests` by route, `statuses`, `paid` (content hash: times), `tokens`, `max_in_flight`; since the reset."""
+        """Since the reset: `requests` by route, `statuses`, `paid` and `trainings` (content hash: times), `tokens`."""
         counters: dict[str, Any] = self._call("GET", "counters")
         return counters
 
@@ -34,8 +34,9 @@ class Emulator:
         return [r for r in self._call("GET", "requests") if route in r["route"]]
 
     def bought_twice(self) -> list[str]:
-        """Content hashes of requests that were paid more than once."""
-        return [content for content, times in self.counters()["paid"].items() if times > 1]
+        """Content hashes of requests and trainings that were paid more than once."""
+        counters = self.counters()
+        return [content for kind in ("paid", "trainings") for content, times in counters[kind].items() if times > 1]
 
     def set_faults(self, **switches: Any) -> None:
         """Switch faults on, in the place of any set before (tests/emulator/faults.py lists them)."""

@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from tests.emulator import chat
+from tests.emulator import batches, chat, files, fine_tuning
 from tests.emulator.engine import Engine
 from tests.emulator.errors import ApiError
 from tests.emulator.faults import Faults
@@ -20,7 +20,8 @@ def create_app(engine: Engine, faults: Faults | None = None, *, api_key: str = A
     """An ASGI application that answers as the API would."""
     state = State(engine, faults or Faults())
     app = FastAPI(title="OpenAI emulator", openapi_url=None)
-    app.include_router(chat.routes(state))
+    for module in (chat, files, batches, fine_tuning):
+        app.include_router(module.routes(state))
     app.add_exception_handler(ApiError, lambda _, error: error.response())  # type: ignore[attr-defined]
     app.add_exception_handler(HTTPException, _no_route)
     _add_admin(app, state)

@@ -21,6 +21,7 @@ class Counters:
         self.requests: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
+        self.trainings: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
         self.in_flight = self.max_in_flight = 0
         self.log: deque[dict[str, Any]] = deque(maxlen=REQUESTS_KEPT)
@@ -37,7 +38,8 @@ class Counters:
             "requests": dict(self.requests),
             "statuses": dict(self.statuses),
             "paid": dict(self.paid),
-            "tokens": {"prompt": self.tokens["prompt"], "completion": self.tokens["completion"]},
+            "trainings": dict(self.trainings),
+            "tokens": {kind: self.tokens[kind] for kind in ("prompt", "completion", "training")},
             "max_in_flight": self.max_in_flight,
         }
 
