@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semievol import __version__
-from semievol.artifacts import RunDir, content_hash
-from semievol.config import RunConfig
+from semievol.artifacts import STATE, RunDir, content_hash
+from semievol.config import RunConfig, Section
 from semievol.errors import ConfigError
 from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
 from semievol.stages import control, data, evaluate, evolve, justify, propagate, report, retrieve, select, warmup
@@ -78,7 +78,7 @@ def run(
         if from_stage is not None:
             run_dir.forget_stages([s.name for s in steps[find_step(steps, from_stage) :]])
         last = len(steps) - 1 if until_stage is None else find_step(steps, until_stage)
-        backends = Backends(config)
+        backends = Backends(config, state_dir=run_dir.path / STATE)
         try:
             _run_steps(config, run_dir, backends, reporter or SilentReporter(), steps[: last + 1])
         finally:
@@ -122,6 +122,8 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
         "prompt_tokens": after.prompt_tokens - before.prompt_tokens,
         "completion_tokens": after.completion_tokens - before.completion_tokens,
         "forward_passes": after.forward_passes - before.forward_passes,
+        "requests": after.requests - before.requests,
+        "dollars": round(after.dollars - before.dollars + stats.get("train_dollars", 0.0), 6),
         "train_tokens": stats.get("n_tokens", 0),
         "peak_memory_bytes": max(after.peak_memory_bytes, stats.get("peak_memory_bytes", 0)),
     }
@@ -131,10 +133,16 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
 
 def _fingerprint(ctx: StageContext, upstream: Sequence[str]) -> str:
     dumped = ctx.config.model_dump(mode="json")
-    sections = {name: dumped[name] for name in ctx.stage.sections}
+    sections = {name: _lasting(dumped[name], getattr(ctx.config, name)) for name in ctx.stage.sections}
     tokens = ctx.backends.tokens.fingerprint if "model" in sections else None
     extra = ctx.stage.fingerprint_extra(ctx) if ctx.stage.fingerprint_extra else None
     return content_hash(__version__, ctx.stage.name, ctx.round, sections, tokens, extra, list(upstream))
+
+
+def _lasting(dumped: Any, section: Any) -> Any:
+    """A dumped section without the keys that change no result."""
+    operational = section.operational if isinstance(section, Section) else ()
+    return {k: v for k, v in dumped.items() if k not in operational} if operational else dumped
 
 
 def _sentence(stats: dict[str, Any]) -> str:

@@ -61,6 +61,8 @@ class FakeGenerator:
     """
 
     exact_choice_scores = True
+    gives_logprobs = True
+    look_ahead = None
 
     def __init__(self, config: FakeGeneratorConfig, model: ModelConfig) -> None:
         self._accuracy = config.accuracy

@@ -89,6 +89,10 @@ def redact(text: str, config: EndpointConfig) -> str:
     return _KEY_SHAPES.sub("[key]", text)
 
 
+class MalformedAnswer(Exception):
+    """An answer that is not JSON, or lacks what every answer has."""
+
+
 class Fault(NamedTuple):
     """What a failed call means."""
 
@@ -117,7 +121,7 @@ def classify(error: Exception, config: EndpointConfig, model: str) -> Fault:
         refused = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
         detail = redact(_one_line(str(cause or error)), config)
         return Fault("transient", f"no connection to {address(config)}: {detail}", may_be_billed=not refused)
-    if isinstance(error, ValueError):  # an answer that is not JSON, or lacks what every answer has
+    if isinstance(error, MalformedAnswer):
         return Fault("transient", redact(_one_line(str(error)), config), may_be_billed=True)
     raise error
 
