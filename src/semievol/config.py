@@ -611,6 +611,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"propagate.answer_with: scores needs a closed answer set, but task.type is {self.task.type}"
             )
+        if self.propagate.answer_with == "scores" and self.generator.type in ("openai", "openai_batch"):
+            raise ValueError(
+                f"propagate.answer_with: scores needs exact scores, which generator.type: {self.generator.type} "
+                "cannot give; use samples"
+            )
         if self.select.signal in ("entropy", "max_probability") and self.task.type not in ("choice", "label"):
             raise ValueError(
                 f"select.signal: {self.select.signal} needs a closed answer set, but task.type is {self.task.type}"
@@ -715,7 +720,9 @@ def recipe_differences(config: RunConfig) -> list[tuple[str, Any, Any]]:
     reference = parse_config({"recipe": config.recipe, "data": config.data.model_dump(), **_backend_types(config)})
     ours, theirs = dict(_flatten(config)), dict(_flatten(reference))
     sections = ("propagate", "justify", "select", "evolve", "retrieve", "warmup", "trainer", "rounds", "evaluate")
-    return [(k, ours[k], theirs.get(k)) for k in ours if k.split(".")[0] in sections and ours[k] != theirs.get(k)]
+    skipped = {f"trainer.{name}" for name in (*config.trainer.operational, "base_url", "azure")}
+    found = [k for k in ours if k.split(".")[0] in sections and k not in skipped]
+    return [(k, ours[k], theirs.get(k)) for k in found if ours[k] != theirs.get(k)]
 
 
 def _backend_types(config: RunConfig) -> dict[str, Any]:

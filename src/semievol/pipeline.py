@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from semievol import __version__
 from semievol.artifacts import STATE, RunDir, content_hash
+from semievol.backends.base import HOSTED
 from semievol.config import RunConfig, Section
 from semievol.errors import ConfigError
 from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
@@ -30,6 +31,10 @@ STAGES: tuple[Stage, ...] = (
     evaluate.STAGE,
     report.STAGE,
 )
+
+
+LOGPROB_SIGNALS = ("mean_nll", "entropy", "max_probability")
+"""Values of `select.signal` that come from log-probabilities."""
 
 
 class Step(NamedTuple):
@@ -107,7 +112,19 @@ def _run_steps(
         if entry is not None and entry["fingerprint"] == fingerprint:
             reporter.done(step.name, "done before", 0.0)
             continue
+        if config.generator.type in HOSTED and step.stage.name not in ("data", "report"):
+            _check_server(ctx)
         _run_step(ctx, step, fingerprint)
+
+
+def _check_server(ctx: StageContext) -> None:
+    """Ask a server what it gives before anything is paid for. Raises ConfigError if the selection needs more."""
+    config = ctx.config
+    if not ctx.backends.generator.gives_logprobs and config.select.signal in LOGPROB_SIGNALS:
+        raise ConfigError(
+            f"select.signal: {config.select.signal} needs log-probabilities, which {config.model.path} gives none of "
+            "here; set select.signal: agreement or sample_entropy (of the sampled answers)"
+        )
 
 
 def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:

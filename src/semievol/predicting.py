@@ -23,7 +23,7 @@ from rich.console import Group
 from rich.text import Text
 
 from semievol.answered import check_output, open_writer
-from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily
+from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily, wanted_top_logprobs
 from semievol.columns import Columns, FieldError, Fields, read_fields, resolve_columns
 from semievol.config import AnswerType, ColumnsConfig, RunConfig
 from semievol.errors import ConfigError, DataError
@@ -168,7 +168,8 @@ class RowAsker:
 
         if answers_exactly(self.config, self.config.evaluate.answer_with, generator.exact_choice_scores):
             return predict_exactly(examples, self.prompts, model, score)
-        return predict_greedily(examples, self.prompts, model, generate, max_tokens=self._max_tokens)
+        top = wanted_top_logprobs(self.config, generator)
+        return predict_greedily(examples, self.prompts, model, generate, max_tokens=self._max_tokens, top_logprobs=top)
 
     def close(self) -> None:
         """Free the device."""

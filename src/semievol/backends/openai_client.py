@@ -128,7 +128,8 @@ def classify(error: Exception, config: EndpointConfig, model: str) -> Fault:
 
 def _classify_status(error: Any, config: EndpointConfig, model: str) -> Fault:
     status, code = error.status_code, error.code or error.type or ""
-    said = redact(_one_line(error.message), config)
+    named = error.body.get("message") if isinstance(error.body, dict) else None
+    said = redact(_one_line(str(named or error.message)), config)
     if status == 401 or status == 403:
         variable = config.api_key_env or "api_key_env (none is set)"
         return _wrong(f"{address(config)} refuses the key in {variable} for the model {model} ({status}): {said}")

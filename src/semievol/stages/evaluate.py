@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily
+from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily, wanted_top_logprobs
 from semievol.answers import default_metric, score_answer
 from semievol.artifacts import SEALED_GOLD
 from semievol.audit import (
@@ -55,7 +55,8 @@ def predict(ctx: StageContext, model: ModelRef, name: str, rows: list[Example]) 
     else:
         generate = partial(ctx.generate, total=len(rows), text=text)
         n_tokens = max_tokens(config, config.evaluate.max_tokens)
-        predictions = predict_greedily(asked, prompts, model, generate, max_tokens=n_tokens)
+        top = wanted_top_logprobs(config, ctx.backends.generator)
+        predictions = predict_greedily(asked, prompts, model, generate, max_tokens=n_tokens, top_logprobs=top)
     return (score_prediction(p, targets[p.example_id], e, config.task) for p, e in zip(predictions, rows, strict=True))
 
 

@@ -32,21 +32,16 @@ class Threshold(NamedTuple):
 
 
 def uncertainty(label: PseudoLabel, config: SelectConfig) -> float:
-    """The signal of a label, turned so that lower is surer.
-
-    Raises:
-        DataError: If the label does not carry the signal.
-    """
+    """The signal of a label, turned so that lower is surer; infinite for a label that could not be measured."""
     nll = label.justify_nll if config.prompt == "justify" else label.mean_nll
     value = {
         "mean_nll": nll,
         "entropy": label.entropy,
         "max_probability": None if label.max_probability is None else -label.max_probability,
         "agreement": -label.agreement,
+        "sample_entropy": label.sample_entropy,
     }[config.signal]
-    if value is None or math.isnan(value):
-        raise DataError(f"select: row {label.example_id} has no {config.signal} under the {config.prompt} prompt")
-    return value
+    return math.inf if value is None or math.isnan(value) else value
 
 
 def is_ranked(label: PseudoLabel, config: SelectConfig) -> bool:
@@ -63,10 +58,11 @@ def find_threshold(values: Sequence[float], config: SelectConfig) -> Threshold:
 
 
 def keeps(label: PseudoLabel, threshold: Threshold, config: SelectConfig) -> bool:
-    """Whether a label becomes training data."""
+    """Whether a label becomes training data; one that was ranked and could not be measured never does."""
     if not is_ranked(label, config):
         return True
-    return threshold.uncertainty is not None and uncertainty(label, config) <= threshold.uncertainty
+    value = uncertainty(label, config)
+    return threshold.uncertainty is not None and value <= threshold.uncertainty and value < math.inf
 
 
 def run(ctx: StageContext) -> StageStats:
@@ -74,6 +70,14 @@ def run(ctx: StageContext) -> StageStats:
     config = ctx.config.select
     ranked = [uncertainty(x, config) for x in ctx.read("justify/pseudo_labels", PseudoLabel) if is_ranked(x, config)]
     threshold = find_threshold(ranked, config)
+    n_unmeasured = sum(x == math.inf for x in ranked)
+    if ranked and n_unmeasured == len(ranked):
+        raise DataError(
+            f"select: none of {len(ranked)} labels has a {config.signal} under the {config.prompt} prompt; "
+            "select.signal: agreement or sample_entropy needs no log-probabilities"
+        )
+    if threshold.uncertainty == math.inf:  # all that could be measured is surer than what could not
+        threshold = threshold._replace(uncertainty=max(x for x in ranked if x < math.inf))
 
     def side(kept: bool) -> Iterator[PseudoLabel]:
         return (x for x in ctx.read("justify/pseudo_labels", PseudoLabel) if keeps(x, threshold, config) == kept)
@@ -83,11 +87,16 @@ def run(ctx: StageContext) -> StageStats:
     if n_kept == 0:
         raise DataError("select: no pseudo-labels to choose from; justify/dropped and propagate/failed say why")
     stats = {"n_kept": n_kept, "n_dropped": n_dropped, "signal": config.signal, **threshold._asdict()}
+    if n_unmeasured:
+        stats["n_unmeasured"] = n_unmeasured
     ctx.write_json("select/threshold", stats)
     return stats
 
 
 def _reason(label: PseudoLabel, threshold: Threshold, config: SelectConfig) -> Dropped:
+    if uncertainty(label, config) == math.inf:
+        detail = f"the model gave no {config.signal} for this answer"
+        return Dropped(label.example_id, "select", "confidence not measurable", detail=detail, round=label.round)
     detail = f"{config.signal} {abs(uncertainty(label, config)):.4f}, threshold {abs(threshold.uncertainty or 0.0):.4f}"
     return Dropped(label.example_id, "select", "not confident enough", detail=detail, round=label.round)
 
