@@ -341,7 +341,7 @@ class OpenAITrainerConfig(EndpointConfig):
 
     type: Literal["openai"] = "openai"
     method: Literal["supervised"] = "supervised"
-    num_train_epochs: float | Literal["auto"] = 2
+    num_train_epochs: float | Literal["auto"] = 2.0
     """`n_epochs` of the job, a whole number; auto: the server chooses (paper 2)."""
     batch_size: int | Literal["auto"] = 8
     """Rows an optimiser step (paper 8). auto: the server chooses; the control cannot be matched then."""
