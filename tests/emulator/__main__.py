@@ -1,14 +1,11 @@
 """Start the emulator: `python -m tests.emulator --help`."""
 
 import argparse
-import socket
 from collections.abc import Sequence
-
-import uvicorn
 
 from tests.emulator.engine import DEFAULT_MODELS, Engine, FakeEngine, ServedModel
 from tests.emulator.faults import KINDS, Faults
-from tests.emulator.server import API_KEY, create_app
+from tests.emulator.server import API_KEY, create_app, make_server, open_socket
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -18,16 +15,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     app = create_app(
         _engine(args), Faults(latency_ms=args.latency_ms, seed=args.seed, **switches), api_key=args.api_key
     )
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:  # asyncio: no Nagle delay
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((args.host, args.port))
-        listener.listen(1024)  # who reads the line may connect at once
+    with open_socket(args.host, args.port) as listener:
         print(f"http://{args.host}:{listener.getsockname()[1]}/v1", flush=True)
-        config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listener])
+        make_server(app).run(sockets=[listener])
 
 
 def _engine(args: argparse.Namespace) -> Engine:
+    if args.engine == "causal":
+        from tests.emulator.causal import CausalEngine
+
+        name, _, path = args.model.rpartition("=")
+        return CausalEngine(name or DEFAULT_MODELS[0].id, path)
     models = {m.id: m for m in DEFAULT_MODELS}
     for entry in args.accuracy:
         name, _, value = entry.partition("=")
@@ -46,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--api-key", default=API_KEY)
+    parser.add_argument("--engine", choices=["fake", "causal"], default="fake", help="causal: a real language model")
+    parser.add_argument("--model", default="pocket", metavar="[NAME=]PATH", help="folder or hub id, of causal")
     parser.add_argument("--accuracy", action="append", default=[], metavar="MODEL=SHARE", help="of the fake engine")
     parser.add_argument("--latency-ms", type=float, default=0.0, help="added to each answer")
     parser.add_argument("--fault", action="append", default=[], metavar="KIND=N|SHARE")

@@ -144,6 +144,8 @@ class FakeEngine:
 
     def complete(self, model: ServedModel, chat: Chat) -> tuple[list[Answer], int]:
         """Answers of one or a few words; a token is a word and the space before it."""
+        if chat.logit_bias:
+            raise wrong_value("logit_bias", "The fake engine has no logits; start the emulator with --engine causal.")
         config = FakeGeneratorConfig(accuracy=model.accuracy)
         generator = FakeGenerator(config, ModelConfig(max_length=CONTEXT_LENGTH))
         sampling = Sampling(chat.n, chat.temperature, chat.top_p, chat.max_tokens or 1024)

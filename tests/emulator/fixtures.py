@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -70,6 +71,22 @@ def running_emulator(*arguments: str, api_key: str = API_KEY) -> Iterator[Emulat
             yield Emulator(base_url, api_key)
         finally:
             process.terminate()
+
+
+@contextmanager
+def serving(engine: Any, api_key: str = API_KEY) -> Iterator[Emulator]:
+    """Serve `engine` from a thread of this process, which saves a causal engine's process the import of torch."""
+    from tests.emulator.server import create_app, make_server, open_socket
+
+    server = make_server(create_app(engine, api_key=api_key))
+    with open_socket("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield Emulator(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", api_key)
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """The application: the gate before the routes, and /_admin/ for tests."""
 
+import socket
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -26,6 +28,20 @@ def create_app(engine: Engine, faults: Faults | None = None, *, api_key: str = A
     app.add_exception_handler(HTTPException, _no_route)
     _add_admin(app, state)
     return Gate(app, state, api_key)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Listens at once, so that whoever learns the port may connect. Port 0: any free one."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio: no Nagle delay
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(1024)
+    return listener
+
+
+def make_server(app: Gate) -> uvicorn.Server:
+    """To be run on a socket of `open_socket`."""
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
 
 
 def _add_admin(app: FastAPI, state: State) -> None:
