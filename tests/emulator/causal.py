@@ -78,7 +78,7 @@ class CausalEngine:
     def train(self, training: Training) -> Trained:
         """Train all weights of a copy with AdamW, the loss on assistant turns alone."""
         rows = [row for chat in training.chats for row in self._rows(chat)]
-        with self._lock:
+        with self._lock, torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             model = copy.deepcopy(self._weights[training.parent.id]).train()
             losses, checkpoints = self._train(model, rows, training)

@@ -2,15 +2,17 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -102,3 +104,41 @@ def emulator(emulator_process: Emulator) -> Emulator:
     """An emulator with the fake engine, fresh for this module; `reset()` it between tests."""
     emulator_process.reset()
     return emulator_process
+
+
+class TransformersServe(NamedTuple):
+    """A running `transformers serve`, a server by others that drops `n` and `logprobs` without a word."""
+
+    base_url: str
+    model: str
+
+
+@pytest.fixture(scope="session")
+def transformers_serve(tiny_llama_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersServe]:
+    """Serves the tiny Llama. Its start takes about ten seconds: for tests under the mark `slow`."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", tiny_llama_dir]
+    command += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
+    log = tmp_path_factory.mktemp("serve") / "log.txt"
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env) as process:
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/health", process, log)
+            yield TransformersServe(f"http://127.0.0.1:{port}/v1", tiny_llama_dir)
+        finally:
+            process.terminate()
+
+
+def _wait_for(url: str, process: "subprocess.Popen[str]", log: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"{url} did not answer: {log.read_text()[-2000:]}")

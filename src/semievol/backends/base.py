@@ -176,6 +176,7 @@ HOSTED = frozenset({"openai", "openai_batch"})
 GENERATORS = {
     "transformers": "semievol.backends.transformers:TransformersGenerator",
     "openai": "semievol.backends.openai_generator:OpenAIGenerator",
+    "openai_batch": "semievol.backends.openai_batch:OpenAIBatchGenerator",
     "fake": "semievol.backends.fake:FakeGenerator",
 }
 TRAINERS = {
@@ -193,6 +194,7 @@ RETRIEVERS = {
 TOKENS = {
     "transformers": "semievol.backends.transformers:TransformersTokens",
     "openai": "semievol.backends.openai_tokens:OpenAITokens",
+    "openai_batch": "semievol.backends.openai_tokens:OpenAITokens",
     "fake": "semievol.backends.fake:FakeTokens",
 }
 
