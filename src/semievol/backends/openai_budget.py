@@ -41,11 +41,17 @@ class Budget:
         Raises:
             GenerationError: If a limit would be passed.
         """
-        while not self._fits(dollars):
-            if not self._open or self._out_of_requests():
-                raise GenerationError(self._message())
+        while (reservation := self.try_reserve(dollars)) is None:
             self._freed = self._freed or asyncio.Event()
             await self._freed.wait()
+        return reservation
+
+    def try_reserve(self, dollars: float) -> int | None:
+        """As `reserve`, but None where it would have to wait for others to end."""
+        if not self._fits(dollars):
+            if not self._open or self._out_of_requests():
+                raise GenerationError(self._message())
+            return None
         self._next += 1
         self._open[self._next] = dollars
         self.n_requests += 1

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, Literal
 
-from semievol.backends.openai_client import Fault, address, classify, open_client
+from semievol.backends.openai_client import Fault, MalformedAnswer, address, classify, open_client
 from semievol.config import EndpointConfig
 from semievol.errors import SemiEvolError
 
@@ -40,6 +41,8 @@ class Server:
 
     def fault(self, error: Exception, model: str) -> Fault:
         """What a failed call means; an exception that is not of the client is raised again."""
+        if isinstance(error, JSONDecodeError):  # the client hands on what it cannot read
+            error = MalformedAnswer(f"the answer from {self.address} is not whole JSON")
         return classify(error, self.config, model)
 
     def find_files(self, name: str, purpose: Literal["fine-tune", "batch"]) -> list[Any]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +143,7 @@ class OpenAITrainer:
                 return record
             self._announce(spec, server.address)
             return jobs.start_job(server, spec, folder)
-        except APIError as error:
+        except (APIError, JSONDecodeError) as error:
             fault = server.fault(error, spec.model)
             if fault.kind == "transient":
                 raise TrainingError(f"no fine-tuning job could be started: {fault.text}; run again to go on") from error
@@ -193,7 +194,7 @@ class OpenAITrainer:
                 deadline_seconds=settings.deadline_hours * 3600,
                 on_event=show,
             )
-        except APIError as error:
+        except (APIError, JSONDecodeError) as error:
             fault = server.fault(error, record.model)
             raise TrainingError(f"fine-tuning job {job_id} cannot be looked at: {fault.text}") from error
         except KeyboardInterrupt:
