@@ -4,17 +4,15 @@ import argparse
 from collections.abc import Sequence
 
 from tests.emulator.engine import DEFAULT_MODELS, Engine, FakeEngine, ServedModel
-from tests.emulator.faults import KINDS, Faults
+from tests.emulator.faults import KINDS, SETTINGS, Faults
 from tests.emulator.server import API_KEY, create_app, make_server, open_socket
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until interrupted; the first line printed is the base URL."""
     args = _parser().parse_args(argv)
-    switches = {k: _number(v) for k, _, v in (f.partition("=") for f in args.fault)}
-    app = create_app(
-        _engine(args), Faults(latency_ms=args.latency_ms, seed=args.seed, **switches), api_key=args.api_key
-    )
+    faults = Faults(**{name: _number(value) for name, _, value in (f.partition("=") for f in args.fault)})
+    app = create_app(_engine(args), faults, api_key=args.api_key)
     with open_socket(args.host, args.port) as listener:
         print(f"http://{args.host}:{listener.getsockname()[1]}/v1", flush=True)
         make_server(app).run(sockets=[listener])
@@ -35,6 +33,7 @@ def _engine(args: argparse.Namespace) -> Engine:
 
 def _parser() -> argparse.ArgumentParser:
     faults = "".join(f"  {kind:18} {meaning}\n" for kind, meaning in KINDS.items())
+    faults += "settings:\n" + "".join(f"  {name:18} {meaning}\n" for name, (_, meaning) in SETTINGS.items())
     parser = argparse.ArgumentParser(
         prog="python -m tests.emulator",
         description="A server that speaks the OpenAI API; it prints its base URL.",
@@ -47,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", choices=["fake", "causal"], default="fake", help="causal: a real language model")
     parser.add_argument("--model", default="pocket", metavar="[NAME=]PATH", help="folder or hub id, of causal")
     parser.add_argument("--accuracy", action="append", default=[], metavar="MODEL=SHARE", help="of the fake engine")
-    parser.add_argument("--latency-ms", type=float, default=0.0, help="added to each answer")
-    parser.add_argument("--fault", action="append", default=[], metavar="KIND=N|SHARE")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--fault", action="append", default=[], metavar="NAME=VALUE", help="see below")
     return parser
 
 

@@ -142,7 +142,8 @@ class CausalEngine:
     ) -> tuple[tuple[tuple[int, float], ...], tuple[tuple[int, ServedModel], ...]]:
         rate = LEARNING_RATE * training.learning_rate_multiplier
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-        losses, checkpoints = [], []
+        losses: list[tuple[int, float]] = []
+        checkpoints: list[tuple[int, ServedModel]] = []
         for _ in range(training.n_epochs):
             order = torch.randperm(len(rows)).tolist()
             for at in range(0, len(rows), training.batch_size):

@@ -34,7 +34,13 @@ KINDS = {
     "job_stuck": "the fine-tuning job stays queued",
     "job_unknown_state": "the fine-tuning job passes through a state that no document lists",
 }
-SETTINGS = {"seed": 0, "latency_ms": 0.0, "retry_after": 0.02, "slow_seconds": 0.5}
+SETTINGS: dict[str, tuple[float, str]] = {
+    "seed": (0, "of the draws"),
+    "latency_ms": (0, "milliseconds added to every answer"),
+    "max_in_flight": (0, "429 for requests that come while so many are being answered; 0: no limit"),
+    "retry_after": (0.02, "seconds"),
+    "slow_seconds": (0.5, "seconds"),
+}
 
 
 @dataclass
@@ -51,7 +57,7 @@ class Faults:
     """All switches; a fresh one has none on."""
 
     def __init__(self, **switches: Any) -> None:
-        self.seed = 0
+        self.seed = self.max_in_flight = 0
         self.latency_ms = self.retry_after = self.slow_seconds = 0.0
         self._faults: dict[str, Fault] = {}
         self._seen: Counter[tuple[str, str]] = Counter()
@@ -66,8 +72,8 @@ class Faults:
         unknown = set(switches) - set(KINDS) - set(SETTINGS)
         if unknown:
             raise ValueError(f"no such fault: {sorted(unknown)}; there are {sorted(KINDS)} and {sorted(SETTINGS)}")
-        settings = {**SETTINGS, **{k: v for k, v in switches.items() if k in SETTINGS}}
-        self.seed = int(settings["seed"])
+        settings = {k: switches.get(k, default) for k, (default, _) in SETTINGS.items()}
+        self.seed, self.max_in_flight = int(settings["seed"]), int(settings["max_in_flight"])
         self.latency_ms, self.retry_after = float(settings["latency_ms"]), float(settings["retry_after"])
         self.slow_seconds = float(settings["slow_seconds"])
         self._faults = {k: _fault(v) for k, v in switches.items() if k in KINDS}

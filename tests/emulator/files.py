@@ -52,7 +52,7 @@ def routes(state: State) -> APIRouter:
 
 def add_file(state: State, data: bytes, *, name: str, purpose: str, expires_in: int | None = None) -> dict[str, Any]:
     """Keep a file; gives its entry."""
-    entry = {
+    entry: dict[str, Any] = {
         "id": state.new_id("file-"),
         "object": "file",
         "bytes": len(data),

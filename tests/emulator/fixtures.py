@@ -133,7 +133,7 @@ def transformers_serve(tiny_llama_dir: str, tmp_path_factory: pytest.TempPathFac
             process.terminate()
 
 
-def _wait_for(url: str, process: "subprocess.Popen[str]", log: Path, seconds: float = 120) -> None:
+def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:

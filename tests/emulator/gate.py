@@ -50,7 +50,8 @@ class Gate:
         if headers.get("authorization") != f"Bearer {self._api_key}" and headers.get("api-key") != self._api_key:
             raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
         content = content_hash({"path": scope["path"], "body": body.decode(errors="replace")})
-        if faults.strikes("rate_limit", route, content):
+        crowded = 0 < faults.max_in_flight < state.counters.in_flight
+        if crowded or faults.strikes("rate_limit", route, content):
             wait = {
                 "retry-after": str(max(1, round(faults.retry_after))),
                 "retry-after-ms": str(faults.retry_after * 1000),

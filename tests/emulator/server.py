@@ -24,7 +24,7 @@ def create_app(engine: Engine, faults: Faults | None = None, *, api_key: str = A
     app = FastAPI(title="OpenAI emulator", openapi_url=None)
     for module in (chat, files, batches, fine_tuning):
         app.include_router(module.routes(state))
-    app.add_exception_handler(ApiError, lambda _, error: error.response())  # type: ignore[attr-defined]
+    app.add_exception_handler(ApiError, lambda _, error: error.response())
     app.add_exception_handler(HTTPException, _no_route)
     _add_admin(app, state)
     return Gate(app, state, api_key)
