@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from semievol import __version__
 from semievol.artifacts import STATE, RunDir, content_hash
 from semievol.backends.base import HOSTED
+from semievol.backends.notes import hosted_notes
 from semievol.config import RunConfig, Section
 from semievol.errors import ConfigError
 from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
@@ -84,8 +85,10 @@ def run(
             run_dir.forget_stages([s.name for s in steps[find_step(steps, from_stage) :]])
         last = len(steps) - 1 if until_stage is None else find_step(steps, until_stage)
         backends = Backends(config, state_dir=run_dir.path / STATE)
+        shown = reporter or SilentReporter()
         try:
-            _run_steps(config, run_dir, backends, reporter or SilentReporter(), steps[: last + 1])
+            with hosted_notes(shown.note):
+                _run_steps(config, run_dir, backends, shown, steps[: last + 1])
         finally:
             backends.close()
     return run_dir
@@ -170,4 +173,4 @@ def _sentence(stats: dict[str, Any]) -> str:
     )
 
 
-_SILENT = ("train_seconds", "peak_memory_bytes", "rendered_example")
+_SILENT = ("train_seconds", "peak_memory_bytes", "rendered_example", "train_dollars")

@@ -131,7 +131,7 @@ def predict_file(
         with open_writer(output_path, dict.fromkeys(names) | added) as writer:
             advance = reporter.task("rows", n_rows, "rows")
             items = _read_items(run, input_path, columns, task_type, asker)
-            while window := list(islice(items, WINDOW)):
+            while window := list(islice(items, asker.window)):
                 writer.write([*_answer_window(window, asker, model, abstain_below, prefix, tally)])
                 advance(len(window))
     finally:
@@ -147,6 +147,11 @@ class RowAsker:
         self.prompts = PromptBuilder(config.task, facts)
         self._backends = Backends(config)
         self._max_tokens = max_tokens(config, config.evaluate.max_tokens)
+
+    @property
+    def window(self) -> int:
+        """Rows that are answered together: what a generator looks ahead, if it does."""
+        return max(WINDOW, self._backends.look_ahead or 0)
 
     def fault(self, example: Example) -> str | None:
         """Why a row cannot be put to the model, or None."""

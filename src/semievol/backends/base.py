@@ -120,6 +120,8 @@ class FitReport(NamedTuple):
     rendered_example: str
     """One training example; the part that carries loss stands between ⟦ and ⟧."""
     peak_memory_bytes: int = 0
+    dollars: float = 0.0
+    """US dollars by the prices in use, of hosted trainings; 0 where they are unknown."""
 
 
 class Trainer(Protocol):

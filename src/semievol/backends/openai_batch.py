@@ -5,7 +5,6 @@ are waited for side by side. Lines that failed in passing, expired or are missin
 waits for the batches that it finds written down, and sends nothing twice.
 """
 
-import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semievol.backends.base import Usage
+from semievol.backends.notes import logger
 from semievol.backends.openai_batch_files import Line, Outcome, best_outcomes, make_line, split_lines
 from semievol.backends.openai_batches import (
     BatchRecord,
@@ -37,8 +37,6 @@ from semievol.types import Completion, Request, Result, Sampling
 
 if TYPE_CHECKING:
     from openai.types import Batch
-
-logger = logging.getLogger("semievol.hosted")
 
 
 @dataclass

@@ -4,7 +4,6 @@ A batch's record holds the ids of its lines. A new process that wants one of the
 nothing twice. Records lie in the run folder, or in the user's state folder where there is no run.
 """
 
-import logging
 import os
 import time
 import uuid
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semievol.artifacts import RunDir, record_adapter
+from semievol.backends.notes import logger
 from semievol.backends.openai_batch_files import URL, Line, Outcome, Reading, read_outcomes
 from semievol.backends.openai_client import to_exception
 from semievol.backends.openai_server import Server, growing_waits
@@ -22,8 +22,6 @@ from semievol.errors import ArtifactError, GenerationError
 
 if TYPE_CHECKING:
     from openai.types import Batch
-
-logger = logging.getLogger("semievol.hosted")
 
 FOLDER = "batches"
 NAME_KEY = "semievol_batch"

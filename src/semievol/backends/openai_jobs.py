@@ -8,7 +8,6 @@ answer, a retry after a lost answer) is found on the server and taken up, never 
 import base64
 import csv
 import io
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -17,14 +16,13 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semievol.artifacts import RunDir, content_hash, record_adapter
+from semievol.backends.notes import logger
 from semievol.backends.openai_rows import TrainingFile
 from semievol.backends.openai_server import Server, growing_waits
 from semievol.errors import ArtifactError, TrainingError
 
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
-
-logger = logging.getLogger("semievol.hosted")
 
 JOB_FILE = "job"
 """Artifact of a partial folder that says which job it waits for."""

@@ -11,7 +11,6 @@ file holds just as many rows as these steps take, in whole shuffled passes, and 
 """
 
 import json
-import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -25,17 +24,17 @@ from semievol.artifacts import RunDir
 from semievol.backends import openai_jobs as jobs
 from semievol.backends import openai_rows
 from semievol.backends.base import FitReport, Progress
+from semievol.backends.notes import logger
 from semievol.backends.openai_dates import explain_refusal, fine_tuning_notice
 from semievol.backends.openai_jobs import Event, JobRecord, JobSpec
 from semievol.backends.openai_server import Server, open_server
 from semievol.config import ModelConfig, OpenAITrainerConfig, TrainerConfig
 from semievol.errors import ArtifactError, ConfigError, TrainingError
+from semievol.prices import base_name, price_of
 from semievol.types import ModelRef, SftRow
 
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
-
-logger = logging.getLogger("semievol.hosted")
 
 REPORT_FILE = "fit_report.json"
 GUESSED_EPOCHS = 3
@@ -285,7 +284,14 @@ def _report(
         n_tokens=job.trained_tokens or 0,
         losses=jobs.training_losses(server, job, events),
         rendered_example=example,
+        dollars=_dollars(spec.model, job.trained_tokens or 0),
     )
+
+
+def _dollars(model: str, n_tokens: int) -> float:
+    """By the price table; the tokens that a server counts hold all epochs. 0 where the price is unknown."""
+    price = price_of(base_name(model))
+    return 0.0 if price is None or price.training is None else round(price.training * n_tokens / 1e6, 6)
 
 
 def _save(report: FitReport, record: JobRecord, events: Sequence[Event], partial_dir: Path, output_dir: Path) -> None:

@@ -236,8 +236,8 @@ def run(ctx: StageContext) -> StageStats:
     stats: Counter[str] = Counter()
 
     def labels() -> Iterator[PseudoLabel]:
-        drafts = draft_rows(ctx, prompts)
-        while block := list(islice(drafts, 8 * WINDOW)):
+        drafts, size = draft_rows(ctx, prompts), max(8 * WINDOW, ctx.backends.look_ahead or 0)
+        while block := list(islice(drafts, size)):
             unsure = [d for d in block if needs_justification(d.vote, ctx.config.justify)]
             verdicts = judge(ctx, unsure, prompts, model, "self-justification") if unsure else []
             by_id = {d.example.id: v for d, v in zip(unsure, verdicts, strict=True)}
