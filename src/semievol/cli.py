@@ -176,6 +176,24 @@ def status(
 
 
 @app.command()
+def cancel(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    json_output: Json = False,
+) -> None:
+    """Stop the fine-tuning jobs and batches that a run has under way at a server.
+
+    Example: `semievol cancel runs/mine`
+    """
+    from semievol.cancelling import cancel_run
+
+    stopped = cancel_run(run_path)
+    if json_output:
+        _print_json([s.to_json() for s in stopped])
+    else:
+        typer.echo("\n".join(s.render() for s in stopped) or "nothing is under way")
+
+
+@app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run folder, model folder or hub id.")],
     test: Annotated[str, typer.Option("--test", help="Table with targets.")],

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from semievol.backends.base import Usage
@@ -95,6 +96,7 @@ class OpenAIBatchGenerator(OpenAIGenerator):
         self._settings, self._sleep = config, sleep
         self.look_ahead = config.window
         self._records = BatchRecords(state_dir)
+        self._finished: list[BatchRecord] = []
         self._n_lines = 0
         self._reserved: dict[str, tuple[int, Cost]] = {}
         """Custom id -> reservation of the budget, and the prices it was made at."""
@@ -122,9 +124,16 @@ class OpenAIBatchGenerator(OpenAIGenerator):
                 window.append(request)
                 if len(window) >= self._settings.window:
                     break
+            self._forget_finished()
             if not window:
                 return
             yield from self._answer_window(window, sampling, abilities)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._forget_finished()
+        super().__exit__(kind, value, traceback)
 
     def _answer_window(self, window: list[Request], sampling: Sampling, abilities: Abilities) -> Iterator[Result]:
         asked = [self._ask(request, sampling.n) for request in window]
@@ -141,14 +150,20 @@ class OpenAIBatchGenerator(OpenAIGenerator):
                 used |= {r.name: r for r in records}
                 stop = self._collect(server, records, parts, abilities, old={r.name for r in fresh})
                 done = [a for a in asked if not a.missing or self._is_lost(a)]
-                yield from (self._result(a) for a in done)
-                if stop is not None:
-                    raise GenerationError(stop)
                 asked = [a for a in asked if a.missing and not self._is_lost(a)]
+                for i, one in enumerate(done, 1):
+                    if i == len(done) and not asked:
+                        self._finished += used.values()
+                    yield self._result(one)
+                if stop is not None and asked:
+                    raise GenerationError(stop)
                 if asked:
                     server.sleep(self._settings.poll_seconds)  # what failed in passing needs time to pass
-        for record in used.values():  # every answer is stored by now
-            self._records.remove(record)
+
+    def _forget_finished(self) -> None:
+        """Remove the records whose answers were all handed on. The caller may never ask for more than the last one."""
+        while self._finished:
+            self._records.remove(self._finished.pop())
 
     def _ask(self, request: Request, n: int) -> Asked:
         if request.model.adapter is not None:
