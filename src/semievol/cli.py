@@ -145,6 +145,9 @@ def run(
     from_stage: Annotated[
         Optional[str], typer.Option("--from", help="Run this stage and all after it again, such as `select`.")  # noqa: UP045
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Run even if it may cost more than `generator.confirm_above_cost`.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Run the method; run it again to go on after an interruption.
@@ -153,8 +156,13 @@ def run(
     """
     from semievol.config import load_config
 
-    again = " ".join(["semievol run", str(config), *(overrides or [])])
-    _run(load_config(config, overrides or []), again=again, from_stage=from_stage, json_output=json_output)
+    settings = load_config(config, overrides or [])
+    if not yes:
+        from semievol.confirming import refuse_unconfirmed_cost
+
+        refuse_unconfirmed_cost(settings)
+    again = " ".join(["semievol run", str(config), *(overrides or []), *(["--yes"] if yes else [])])
+    _run(settings, again=again, from_stage=from_stage, json_output=json_output)
 
 
 @app.command()
