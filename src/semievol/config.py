@@ -238,6 +238,9 @@ class OpenAIGeneratorConfig(EndpointConfig):
     type: Literal["openai"] = "openai"
     logprobs: Literal["auto", "require", "off"] = "auto"
     """auto: asked for where the server gives them; require: stop at the start where it does not; off: never asked."""
+    adapters: Literal["by_name", "load"] = "by_name"
+    """What is done about a model that was trained on this machine. by_name: the run stops and says under which name the
+    server has to serve it, and goes on when it does; load: vLLM is asked to load the LoRA adapter."""
     max_requests: int | None = Field(None, gt=0)
     """Most requests that the run may send in all; it stops before one more and keeps all answers. None: no limit."""
     max_cost: float | None = Field(None, gt=0)
@@ -250,6 +253,7 @@ class OpenAIGeneratorConfig(EndpointConfig):
 
     operational: ClassVar[frozenset[str]] = frozenset(
         {
+            "adapters",
             "api_key_env",
             "max_concurrency",
             "timeout_seconds",

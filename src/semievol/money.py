@@ -218,6 +218,11 @@ def limit_warnings(config: RunConfig, money: Money) -> list[str]:
         )
     if not isinstance(generator, OpenAIGeneratorConfig):
         return found
+    if config.trainer.type == "trl" and generator.adapters == "by_name":
+        found.append(
+            "each training ends on this machine, and the run stops until the server serves its model under the name "
+            "that it says; vLLM loads adapters by itself with generator.adapters: load"
+        )
     n = sum(s.requests for s in money.stages if s.stage != "retrieve") + PROBE_REQUESTS
     if generator.max_requests is not None and n > generator.max_requests:
         found.append(

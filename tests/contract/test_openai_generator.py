@@ -1,6 +1,10 @@
 """What every generator promises, of the one that asks a server, over a real socket."""
 
+import json
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -187,10 +191,57 @@ def test_key_revoked_in_the_middle_stops_after_the_answers_that_came(emulator):
     assert len(found) == len(emulator.counters()["paid"]) - 2 >= 10  # two contents are the probe's
 
 
-def test_adapter_folder_is_refused_by_name(emulator):
-    request = replace(requests(1)[0], model=ModelRef(MODEL, "warmup/adapter"))
-    with opened(emulator) as generator, pytest.raises(ConfigError, match="warmup/adapter"):
+def test_adapter_of_this_machine_is_asked_for_by_a_name_of_its_own(emulator, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    request = replace(requests(1)[0], model=ModelRef(MODEL, str(tmp_path)))
+    with opened(emulator) as generator, pytest.raises(ConfigError, match=r"semievol-\w{12} at .* is not served"):
         list(generator.generate([request], Sampling()))
+
+
+class Vllm(BaseHTTPRequestHandler):
+    """As much of vLLM's server as loading an adapter and asking it takes."""
+
+    loaded: ClassVar[dict[str, str]] = {}
+
+    def do_GET(self) -> None:
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "vllm"} for name in ("base", *self.loaded)]
+        self._say({"object": "list", "data": data})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/v1/load_lora_adapter":
+            self.loaded[body["lora_name"]] = body["lora_path"]
+            self._say("Success: LoRA adapter added")
+            return
+        message = {"role": "assistant", "content": f"{body['model']} says so"}
+        choices = [{"index": i, "message": message, "finish_reason": "stop"} for i in range(body.get("n", 1))]
+        self._say({"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": 3}})
+
+    def _say(self, answer: object) -> None:
+        content = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_vllm_loads_an_adapter_of_this_machine(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Vllm)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    config = OpenAIGeneratorConfig(base_url=address, api_key_env=None, adapters="load")
+    asked = [replace(r, model=ModelRef("base", str(tmp_path))) for r in requests(3)]
+    with open_generator(config, ModelConfig(path="base")) as generator:
+        texts = {r.completions[0].text for r in generator.generate(asked, Sampling())}
+    server.shutdown()
+    server.server_close()
+    ((name, path),) = Vllm.loaded.items()
+    assert path == str(tmp_path)
+    assert texts == {f"{name} says so"}
 
 
 def test_max_requests_stops_before_it_is_passed_over_all_processes(emulator, tmp_path):

@@ -168,7 +168,7 @@ def test_run_killed_twice_ends_the_same_and_asks_no_stored_row_again_and_imports
 
 def test_server_without_logprobs_stops_the_run_before_anything_is_paid(emulator, files, tmp_path):
     emulator.set_faults(no_logprobs=True)
-    with pytest.raises(ConfigError, match="select.signal: agreement or sample_entropy"):
+    with pytest.raises(ConfigError, match=r"select\.signal: agreement or sample_entropy"):
         in_process(settings(emulator, files, tmp_path))
     assert set(emulator.counters()["requests"]) == {CHAT}
 

@@ -148,6 +148,17 @@ class Caller:
         """The work is given up: what is under way may end, and nothing is sent again."""
         self._stopping = True
 
+    async def list_models(self) -> set[str]:
+        """Names of the models that the endpoint serves."""
+        return {model.id async for model in self._client.models.list()}
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Ask vLLM to serve the LoRA adapter in `path`, a folder that it sees, as `name`."""
+        import httpx2
+
+        body = {"lora_name": name, "lora_path": path}
+        await self._client.post("/load_lora_adapter", body=body, cast_to=httpx2.Response)
+
     async def post(
         self, path: str, body: Mapping[str, Any], model: str, cost: Cost, read: Callable[[dict[str, Any]], T]
     ) -> T:

@@ -8,6 +8,7 @@ listed alternatives of a greedy completion say about a closed set.
 import queue
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Any
 from typing_extensions import Self
 
 from semievol.backends.base import Usage
+from semievol.backends.openai_adapters import ServedNames
 from semievol.backends.openai_budget import Budget
 from semievol.backends.openai_calls import Caller, Cost, RowFault, describe
 from semievol.backends.openai_chat import Abilities, chat_body, read_answer
@@ -24,7 +26,7 @@ from semievol.backends.openai_tokens import most_tokens
 from semievol.config import ModelConfig, OpenAIGeneratorConfig
 from semievol.errors import ConfigError, GenerationError
 from semievol.prices import AS_OF, price_of
-from semievol.types import ChoiceRequest, ChoiceScores, Completion, Request, Result, Sampling
+from semievol.types import ChoiceRequest, ChoiceScores, Completion, ModelRef, Request, Result, Sampling
 
 CHAT = "/chat/completions"
 LOOK_AHEAD = 4096
@@ -54,6 +56,7 @@ class OpenAIGenerator:
         self._budget = Budget(config.max_requests, config.max_cost, state_dir, name=name)
         self._dollars_before = self._budget.dollars
         self._caller = Caller(config, self._budget)
+        self._names = ServedNames(config, self._caller)
         self._abilities: Abilities | None = None
         self._prompt_tokens = self._completion_tokens = 0
 
@@ -102,7 +105,9 @@ class OpenAIGenerator:
                     if request is _END:
                         more = False
                         break
-                    future = self._caller.start(self._answer(request, sampling, abilities), answers)  # type: ignore[arg-type]
+                    assert isinstance(request, Request)
+                    named = replace(request, model=ModelRef(self._names.name_of(request.model)))
+                    future = self._caller.start(self._answer(named, sampling, abilities), answers)
                     futures.add(future)
                     future.add_done_callback(futures.discard)
                     n_under_way += 1
@@ -141,12 +146,6 @@ class OpenAIGenerator:
 
     async def _answer(self, request: Request, sampling: Sampling, abilities: Abilities) -> Result:
         """All n completions of a request; what a server leaves out is asked for again."""
-        if request.model.adapter is not None:
-            raise ConfigError(
-                f"{request.id}: {describe(self._config, self._model)} serves models by name and cannot open the "
-                f"adapter {request.model.adapter}; use a trainer that leaves its model at the server (trainer.type: "
-                "openai)"
-            )
         completions: list[Completion] = []
         n_prompt = n_completion = 0
         try:
