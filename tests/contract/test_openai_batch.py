@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from dataclasses import replace
 
 import pytest
@@ -76,12 +77,16 @@ def n_batches(emulator) -> int:
 
 
 def lines_sent(emulator) -> list[list[dict]]:
-    """Lines of every input file, by their own download from the server."""
-    from openai import OpenAI
+    """Lines of every input file, oldest first, as the server has them."""
+    files = json.loads(download(emulator, "files?purpose=batch"))["data"][::-1]
+    return [[json.loads(x) for x in download(emulator, f"files/{f['id']}/content").splitlines()] for f in files]
 
-    client = OpenAI(base_url=emulator.base_url, api_key=emulator.api_key)
-    oldest_first = list(client.files.list(purpose="batch"))[::-1]
-    return [[json.loads(line) for line in client.files.content(f.id).read().splitlines()] for f in oldest_first]
+
+def download(emulator, route: str) -> bytes:
+    headers = {"authorization": f"Bearer {emulator.api_key}"}
+    with urllib.request.urlopen(urllib.request.Request(f"{emulator.base_url}/{route}", headers=headers)) as response:
+        content: bytes = response.read()
+    return content
 
 
 def n_asked(emulator) -> int:

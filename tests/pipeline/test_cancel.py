@@ -77,7 +77,7 @@ def test_cancel_stops_batches_and_the_next_run_sends_the_rest(emulator, config, 
     assert len(stopped) == 2  # the base and the warm model
     assert all(s["kind"] == "batch" and s["is_cancelled"] for s in stopped)
     emulator.set_faults()
-    run(config)
+    run(config, until_stage="propagate")
     assert BatchRecords(Path(config.output_dir) / STATE).read() == []
 
 

@@ -6,6 +6,7 @@ that the config names, and `redact` takes it out of every text that may reach a 
 
 import os
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from semievol.backends.base import require
@@ -13,6 +14,8 @@ from semievol.config import EndpointConfig
 from semievol.errors import ConfigError, GenerationError, SemiEvolError
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from openai import AsyncOpenAI, OpenAI
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -47,7 +50,12 @@ def read_key(config: EndpointConfig) -> str:
 def open_client(config: EndpointConfig, *, max_retries: int = 5) -> "OpenAI":
     """A synchronous client, for few and slow calls: files, jobs, batches. The package repeats passing faults."""
     package = require("openai", extra="openai")
-    settings = {"api_key": read_key(config), "max_retries": max_retries, "timeout": config.timeout_seconds}
+    settings = {
+        "api_key": read_key(config),
+        "max_retries": max_retries,
+        "timeout": config.timeout_seconds,
+        "http_client": package.DefaultHttpxClient(verify=_tls(), timeout=config.timeout_seconds),
+    }
     if config.azure is not None:
         client: OpenAI = package.AzureOpenAI(**settings, **_azure(config))
         return client
@@ -62,7 +70,7 @@ def open_async_client(config: EndpointConfig) -> "AsyncOpenAI":
 
     n = config.max_concurrency
     limits = httpx2.Limits(max_connections=n, max_keepalive_connections=n)
-    http_client = package.DefaultAsyncHttpxClient(limits=limits, timeout=config.timeout_seconds)
+    http_client = package.DefaultAsyncHttpxClient(verify=_tls(), limits=limits, timeout=config.timeout_seconds)
     settings = {
         "api_key": read_key(config),
         "max_retries": 0,
@@ -74,6 +82,14 @@ def open_async_client(config: EndpointConfig) -> "AsyncOpenAI":
         return client
     client = package.AsyncOpenAI(**settings, base_url=address(config))
     return client
+
+
+@cache
+def _tls() -> "SSLContext":
+    """Trusted certificates, read once: that takes longer than opening a client."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 def _azure(config: EndpointConfig) -> dict[str, str]:
