@@ -43,6 +43,11 @@ class Batch:
     errors: list[dict[str, Any]] = field(default_factory=list)
     faults: set[str] = field(default_factory=set)
 
+    def halt(self) -> None:
+        """Stop working."""
+        if self.task is not None:
+            self.task.cancel()
+
     def move(self, status: str) -> None:
         """Enter a state and note when."""
         self.entry["status"] = status

@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from semievol.backends import hf
 from semievol.config import ModelConfig
+from semievol.errors import ConfigError
 from semievol.types import Message, ModelRef
 from tests.emulator.engine import Answer, Chat, ServedModel, Token, Trained, Training, cut_at_stop
 from tests.emulator.errors import wrong_value
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 3e-4
 """Of AdamW at a learning_rate_multiplier of 1."""
 DEFAULT_MAX_TOKENS = 256
 EMBEDDING_MODEL = "text-embedding-3-small"
@@ -51,7 +52,10 @@ class CausalEngine:
 
     def complete(self, model: ServedModel, chat: Chat) -> tuple[list[Answer], int]:
         """Sample `n` completions side by side, each from its own seed."""
-        prompt = hf.render_prompt_ids(self._tokenizer, chat.messages)
+        try:
+            prompt = hf.render_prompt_ids(self._tokenizer, chat.messages)
+        except ConfigError as error:
+            raise wrong_value("messages", str(error), None) from error
         room = self._max_length - len(prompt)
         if room < (chat.max_tokens or 1):
             message = (
@@ -144,9 +148,12 @@ class CausalEngine:
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
         losses: list[tuple[int, float]] = []
         checkpoints: list[tuple[int, ServedModel]] = []
+        weights = {}
         for _ in range(training.n_epochs):
             order = torch.randperm(len(rows)).tolist()
             for at in range(0, len(rows), training.batch_size):
+                if training.halted.is_set():
+                    raise InterruptedError(training.model_id)
                 ids, mask, labels = _pad([rows[i] for i in order[at : at + training.batch_size]])
                 loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
                 optimizer.zero_grad()
@@ -156,8 +163,10 @@ class CausalEngine:
                 losses.append((len(losses) + 1, round(loss.item(), 6)))
             name = f"{training.model_id}:ckpt-step-{len(losses)}"
             served = replace(training.parent, id=name, parent=training.parent.id)
-            self._weights[name], self._served[name] = copy.deepcopy(model).eval(), served
             checkpoints.append((len(losses), served))
+            weights[name] = copy.deepcopy(model).eval()
+        self._weights |= weights
+        self._served |= {served.id: served for _, served in checkpoints}
         return tuple(losses), tuple(checkpoints)
 
 

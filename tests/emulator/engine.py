@@ -6,6 +6,7 @@ FakeEngine needs no torch. It answers as the package's own fake generator does: 
 
 import hashlib
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -89,6 +90,8 @@ class Training(NamedTuple):
     batch_size: int
     learning_rate_multiplier: float
     seed: int
+    halted: threading.Event
+    """Set when the job is cancelled; what was trained so far is thrown away."""
 
 
 class Trained(NamedTuple):
@@ -120,7 +123,7 @@ class Engine(Protocol):
         ...
 
     def train(self, training: Training) -> Trained:
-        """Fine-tune, and serve the new model from now on."""
+        """Fine-tune, and serve the new model from now on. Raises InterruptedError once `halted` is set."""
         ...
 
     def forget(self) -> None:

@@ -6,6 +6,7 @@ validating_files, queued, running (the engine trains), then succeeded once the t
 import asyncio
 import json
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,8 +84,13 @@ class Job:
     faults: set[str] = field(default_factory=set)
     resume_to: str = ""
     task: asyncio.Task[Trained] | None = None
+    halted: threading.Event = field(default_factory=threading.Event)
     events: list[dict[str, Any]] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
+
+    def halt(self) -> None:
+        """Let a training at work end at its next step."""
+        self.halted.set()
 
 
 def routes(state: State) -> APIRouter:
@@ -112,6 +118,7 @@ def routes(state: State) -> APIRouter:
     async def cancel(job_id: str) -> dict[str, Any]:
         job = _find(state, job_id)
         _refuse_finished(job, "cancel")
+        job.halt()
         _end(state, job, "cancelled", "The job has been cancelled")
         return job.entry
 
@@ -246,11 +253,13 @@ def _start(state: State, job: Job) -> None:
         settings["batch_size"],
         settings["learning_rate_multiplier"],
         job.entry["seed"],
+        job.halted,
     )
     data = state.files[job.entry["training_file"]][1].decode() if job.entry["training_file"] in state.files else ""
     what = {"model": job.parent.id, "data": data, "settings": settings, "suffix": job.suffix, "seed": training.seed}
     state.counters.trainings[content_hash(what)] += 1
     job.task = asyncio.create_task(_train(state, training))
+    job.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # a halted one is not looked at
 
 
 async def _train(state: State, training: Training) -> Trained:
@@ -263,6 +272,9 @@ def _collect(state: State, job: Job) -> None:
     assert job.task is not None
     if "job_failed" in job.faults:
         _end(state, job, "failed", "The job failed due to an internal error.", code="server_error")
+        return
+    if (error := job.task.exception()) is not None:
+        _end(state, job, "failed", str(error), code="server_error")
         return
     trained = job.task.result()
     steps = len(trained.losses)

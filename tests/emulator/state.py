@@ -61,8 +61,7 @@ class State:
     def reset(self) -> None:
         """As a fresh server: no fault, no file, no job, no tuned model, all counters at 0."""
         for at_work in (*self.batches.values(), *self.jobs.values()):
-            if at_work.task is not None:
-                at_work.task.cancel()
+            at_work.halt()
         self.engine.forget()
         self.faults.set()
         fresh = State(self.engine, self.faults)

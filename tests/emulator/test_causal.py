@@ -79,7 +79,7 @@ def test_a_job_teaches_the_model(client):
     turns = [*QUESTION, {"role": "assistant", "content": "Answer: B"}]
     data = (json.dumps({"messages": turns}) + "\n").encode() * 12
     file = client.files.create(file=("train.jsonl", data), purpose="fine-tune")
-    settings = {"n_epochs": 12, "batch_size": 4, "learning_rate_multiplier": 10}
+    settings = {"n_epochs": 12, "batch_size": 4, "learning_rate_multiplier": 30}
     method = {"type": "supervised", "supervised": {"hyperparameters": settings}}
     job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id, method=method, seed=3)
     while job.status not in ("succeeded", "failed"):
@@ -92,3 +92,27 @@ def test_a_job_teaches_the_model(client):
     assert answer.choices[0].finish_reason == "stop"
     rows = client.files.content(job.result_files[0]).text.splitlines()
     assert float(rows[-1].split(",")[1]) < float(rows[1].split(",")[1]) / 10
+
+
+def test_cancelling_a_job_at_work_serves_no_model(client):
+    turns = [*QUESTION, {"role": "assistant", "content": "Answer: B"}]
+    data = (json.dumps({"messages": turns}) + "\n").encode() * 12
+    file = client.files.create(file=("train.jsonl", data), purpose="fine-tune")
+    before = {model.id for model in client.models.list()}
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}}}
+    job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id, method=method)
+    while job.status != "running":
+        job = client.fine_tuning.jobs.retrieve(job.id)
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    texts(ask(client))  # waits for the model, which the training holds
+    assert {model.id for model in client.models.list()} == before
+
+
+def test_a_training_that_breaks_is_a_failed_job(client):
+    turns = [{"role": "narrator", "content": "x"}, {"role": "assistant", "content": ""}]
+    data = (json.dumps({"messages": turns}) + "\n").encode() * 12
+    file = client.files.create(file=("train.jsonl", data), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id)
+    while job.status not in ("succeeded", "failed"):
+        job = client.fine_tuning.jobs.retrieve(job.id)
+    assert (job.status, job.error.code) == ("failed", "server_error")
