@@ -15,7 +15,7 @@ import pytest
 from semievol.backends.base import open_generator
 from semievol.backends.openai_batch import OpenAIBatchGenerator
 from semievol.backends.openai_batches import BatchRecords
-from semievol.config import ModelConfig, OpenAIBatchGeneratorConfig, OpenAIGeneratorConfig, PricesConfig
+from semievol.config import AzureConfig, ModelConfig, OpenAIBatchGeneratorConfig, OpenAIGeneratorConfig, PricesConfig
 from semievol.errors import ConfigError, GenerationError
 from semievol.types import Message, ModelRef, Request, Sampling
 
@@ -175,6 +175,12 @@ def test_adapter_folder_is_refused_by_name(emulator, tmp_path):
     request = replace(requests(1)[0], model=ModelRef(MODEL, "warmup/adapter"))
     with opened(emulator, tmp_path) as generator, pytest.raises(ConfigError, match="warmup/adapter"):
         list(generator.generate([request], Sampling()))
+
+
+def test_azure_takes_batches_under_its_own_addresses(emulator, tmp_path):
+    with opened(emulator, tmp_path, base_url=None, azure=AzureConfig(endpoint=emulator.origin)) as generator:
+        assert all(r.error is None for r in run(generator, requests(3)).values())
+    assert {line["url"] for file in lines_sent(emulator) for line in file} == {"/chat/completions"}
 
 
 # What goes wrong on the way

@@ -16,7 +16,7 @@ from semievol.artifacts import RunDir
 from semievol.backends.base import open_trainer
 from semievol.backends.openai_jobs import FINGERPRINT_KEY, JobRecord, read_record, write_record
 from semievol.backends.openai_trainer import OpenAITrainer
-from semievol.config import FakeTrainerConfig, ModelConfig, OpenAITrainerConfig
+from semievol.config import AzureConfig, FakeTrainerConfig, ModelConfig, OpenAITrainerConfig
 from semievol.errors import ArtifactError, ConfigError, TrainingError
 from semievol.types import Message, ModelRef, SftRow
 
@@ -129,6 +129,11 @@ def test_fit_uploads_held_out_rows_as_the_validation_file(emulator, tmp_path):
     (body,) = created(emulator)
     assert body["validation_file"].startswith("file-")
     assert n_requests(emulator, UPLOAD) == 2
+
+
+def test_fit_on_azure_trains_under_its_own_addresses(emulator, tmp_path):
+    azure = AzureConfig(endpoint=emulator.origin)
+    assert fit(emulator, tmp_path / "out", base_url=None, azure=azure).model.base.startswith("ft:")
 
 
 def test_fit_goes_on_from_a_tuned_model(emulator, tmp_path):

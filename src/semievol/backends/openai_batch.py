@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from semievol.backends.base import Usage
 from semievol.backends.notes import logger
-from semievol.backends.openai_batch_files import Line, Outcome, best_outcomes, make_line, split_lines
+from semievol.backends.openai_batch_files import Line, Outcome, best_outcomes, chat_url, make_line, split_lines
 from semievol.backends.openai_batches import (
     BatchRecord,
     BatchRecords,
@@ -34,7 +34,7 @@ from semievol.backends.openai_tokens import most_tokens
 from semievol.config import ModelConfig, OpenAIBatchGeneratorConfig
 from semievol.errors import ConfigError, GenerationError
 from semievol.prices import BATCH_SHARE
-from semievol.types import Completion, Request, Result, Sampling
+from semievol.types import Completion, ModelRef, Request, Result, Sampling
 
 if TYPE_CHECKING:
     from openai.types import Batch
@@ -172,7 +172,7 @@ class OpenAIBatchGenerator(OpenAIGenerator):
                 f"adapter {request.model.adapter}; use a trainer that leaves its model at the server (trainer.type: "
                 "openai)"
             )
-        return Asked(request, n)
+        return Asked(replace(request, model=ModelRef(self._names.name_of(request.model))), n)
 
     def _parts_of(self, asked: Asked, sampling: Sampling, abilities: Abilities) -> Iterator[Part]:
         """The lines that ask for what is missing: one where the server gives n completions, else one a sample."""
@@ -182,7 +182,7 @@ class OpenAIBatchGenerator(OpenAIGenerator):
             body = chat_body(asked.request, sampling, abilities, self._config.extra_body, n=n, first=first)
             # Without a seed in the body, other samples must still be other lines.
             salt = (asked.request.seed, first) if sampling.temperature > 0 else ()
-            yield Part(asked, make_line(body, *salt), first, n)
+            yield Part(asked, make_line(body, *salt, url=chat_url(self._config)), first, n)
 
     def _taken_up(self, server: Server, record: BatchRecord) -> BatchRecord | None:
         """A record of an earlier process with the id of its batch; None, and forgotten, if it was never created."""

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from semievol.artifacts import content_hash
+from semievol.config import EndpointConfig
 
-URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+URL, AZURE_URL = "/v1/chat/completions", "/chat/completions"
 PASSING_STATUSES = (408, 409, 425, 429)
 PASSING_CODES = ("batch_expired", "batch_cancelled", "rate_limit_exceeded", "server_error", "timeout")
 
@@ -40,10 +41,15 @@ class Reading(NamedTuple):
     """Lines that are no JSON, or say nothing of a request."""
 
 
-def make_line(body: Mapping[str, Any], *salt: int) -> Line:
+def chat_url(config: EndpointConfig) -> Any:
+    """The route that lines and batches name; Azure leaves the version out."""
+    return URL if config.azure is None else AZURE_URL
+
+
+def make_line(body: Mapping[str, Any], *salt: int, url: str = URL) -> Line:
     """The line that asks for `body`. Equal bodies with equal `salt` are one line; other salt asks for another draw."""
     custom_id = content_hash(dict(body), salt)[:32]
-    line = {"custom_id": custom_id, "method": "POST", "url": URL, "body": body}
+    line = {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
     return Line(custom_id, json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
 

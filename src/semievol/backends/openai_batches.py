@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from semievol.artifacts import RunDir, record_adapter
 from semievol.backends.notes import logger
-from semievol.backends.openai_batch_files import URL, Line, Outcome, Reading, read_outcomes
+from semievol.backends.openai_batch_files import Line, Outcome, Reading, chat_url, read_outcomes
 from semievol.backends.openai_client import to_exception
 from semievol.backends.openai_server import Server, growing_waits
 from semievol.errors import ArtifactError, GenerationError
@@ -108,7 +108,10 @@ def _create(server: Server, file_id: str, record: BatchRecord) -> "Batch":
     for attempt, wait in enumerate(growing_waits(CREATE_WAIT_SECONDS), 1):
         try:
             return once.batches.create(
-                input_file_id=file_id, endpoint=URL, completion_window="24h", metadata={NAME_KEY: record.name}
+                input_file_id=file_id,
+                endpoint=chat_url(server.config),
+                completion_window="24h",
+                metadata={NAME_KEY: record.name},
             )
         except Exception as error:
             fault = server.fault(error, record.model)
