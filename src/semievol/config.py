@@ -236,6 +236,8 @@ class OpenAIGeneratorConfig(EndpointConfig):
     """Answers from a server that speaks the OpenAI chat protocol: OpenAI, Azure, vLLM, Ollama, llama.cpp, SGLang."""
 
     type: Literal["openai"] = "openai"
+    model: str | None = None
+    """What the server calls the base, such as the name of an Azure deployment. None: `model.path`."""
     logprobs: Literal["auto", "require", "off"] = "auto"
     """auto: asked for where the server gives them; require: stop at the start where it does not; off: never asked."""
     adapters: Literal["by_name", "load"] = "by_name"

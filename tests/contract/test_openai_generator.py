@@ -29,8 +29,8 @@ def settings(emulator, **changes) -> OpenAIGeneratorConfig:
     return OpenAIGeneratorConfig(**values)
 
 
-def opened(emulator, model: str = MODEL, state_dir=None, **changes):
-    return open_generator(settings(emulator, **changes), ModelConfig(path=model), state_dir=state_dir)
+def opened(emulator, path: str = MODEL, state_dir=None, **changes):
+    return open_generator(settings(emulator, **changes), ModelConfig(path=path), state_dir=state_dir)
 
 
 def requests(n: int = 7, model: str = MODEL) -> list[Request]:
@@ -306,6 +306,7 @@ def test_logprobs_off_never_asks_for_them(emulator):
 
 def test_azure_names_the_deployment_in_the_address(emulator):
     azure = AzureConfig(endpoint=emulator.origin)
-    with opened(emulator, base_url=None, azure=azure) as generator:
-        (result,) = generator.generate(requests(1), Sampling())
+    with opened(emulator, "our-deployment", base_url=None, azure=azure, model=MODEL) as generator:
+        (result,) = generator.generate(requests(1, "our-deployment"), Sampling())
     assert result.completions[0].text.startswith("Answer: ")
+    assert {r["body"]["model"] for r in emulator.requests("chat")} == {MODEL}

@@ -17,9 +17,9 @@ from semievol.types import ModelRef
 class ServedNames:
     """Names under which a server knows models; each is looked up once."""
 
-    def __init__(self, config: OpenAIGeneratorConfig, caller: Caller) -> None:
+    def __init__(self, config: OpenAIGeneratorConfig, base: str, caller: Caller) -> None:
         self._config, self._caller = config, caller
-        self._names: dict[ModelRef, str] = {}
+        self._names = {ModelRef(base): config.model or base}
 
     def name_of(self, model: ModelRef) -> str:
         """What requests to `model` name.

@@ -46,17 +46,18 @@ class OpenAIGenerator:
     look_ahead = LOOK_AHEAD
 
     def __init__(self, config: OpenAIGeneratorConfig, model: ModelConfig, *, state_dir: Path | None = None) -> None:
-        self._config, self._model, self._state_dir = config, model.path, state_dir
+        self._config, self._path, self._state_dir = config, model.path, state_dir
+        self._model = config.model or model.path
         if config.max_cost is not None and price_of(model.path, config.prices) is None:
             raise ConfigError(
                 f"generator.max_cost cannot be kept: no price of {model.path} is known (table of {AS_OF}); set "
                 "generator.prices: {input: ..., output: ...} in US dollars for a million tokens"
             )
-        name = describe(config, model.path)
+        name = describe(config, self._model)
         self._budget = Budget(config.max_requests, config.max_cost, state_dir, name=name)
         self._dollars_before = self._budget.dollars
         self._caller = Caller(config, self._budget)
-        self._names = ServedNames(config, self._caller)
+        self._names = ServedNames(config, model.path, self._caller)
         self._abilities: Abilities | None = None
         self._prompt_tokens = self._completion_tokens = 0
 
@@ -171,9 +172,8 @@ class OpenAIGenerator:
         return Result(request.id, tuple(completions), None, n_prompt, n_completion)
 
     def _cost(self, model: str, *, most_prompt: int, most_output: int) -> Cost:
-        """By the price of the model; of one that is fine-tuned from the configured one too."""
-        tuned = model != self._model
-        price = price_of(model, self._config.prices, tuned=tuned)
+        """By the price of `model.path`, or of what is fine-tuned from it: names at a server may be anything."""
+        price = price_of(self._path, self._config.prices, tuned=model not in (self._model, self._path))
         if price is None:
             return Cost()
         most = (most_prompt * price.input + most_output * price.output) / 1e6

@@ -35,7 +35,7 @@ class OpenAITokens:
     def __init__(self, config: OpenAIGeneratorConfig, model: ModelConfig) -> None:
         self.max_length = model.max_length or MAX_LENGTH
         # How tokens are counted is left out: answers that were paid for do not depend on it.
-        self.fingerprint = content_hash("openai", address(config), config.extra_body)
+        self.fingerprint = content_hash("openai", address(config), config.model, config.extra_body)
         self._encoding = _find_encoding(base_name(model.path)) if config.base_url is None else None
 
     @property
