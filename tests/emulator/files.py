@@ -18,7 +18,7 @@ def routes(state: State) -> APIRouter:
 
     @router.post("/v1/files")
     async def upload(request: Request) -> dict[str, Any]:
-        fields, name, data = _read_form(request.headers.get("content-type", ""), await request.body())
+        fields, name, data = read_form(request.headers.get("content-type", ""), await request.body())
         purpose = fields.get("purpose", "")
         if purpose not in PURPOSES:
             raise wrong_value("purpose", f"'{purpose}' is not one of {list(PURPOSES)}")
@@ -86,7 +86,7 @@ def _check_jsonl(data: bytes) -> None:
         raise ApiError(400, "File is empty.", code="empty_file", param="file")
 
 
-def _read_form(content_type: str, body: bytes) -> tuple[dict[str, str], str, bytes]:
+def read_form(content_type: str, body: bytes) -> tuple[dict[str, str], str, bytes]:
     """The text fields, the name and the bytes of the one file of a multipart/form-data body."""
     _, _, boundary = content_type.partition("boundary=")
     fields: dict[str, str] = {}

@@ -72,7 +72,7 @@ def running_emulator(*arguments: str, api_key: str = API_KEY) -> Iterator[Emulat
             assert base_url, f"the emulator did not start: {' '.join(command)}"
             yield Emulator(base_url, api_key)
         finally:
-            process.terminate()
+            _stop(process)
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def transformers_serve(tiny_llama_dir: str, tmp_path_factory: pytest.TempPathFac
             _wait_for(f"http://127.0.0.1:{port}/health", process, log)
             yield TransformersServe(f"http://127.0.0.1:{port}/v1", tiny_llama_dir)
         finally:
-            process.terminate()
+            _stop(process)
 
 
 def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 120) -> None:
@@ -142,3 +142,11 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path, seconds: 
         except OSError:
             time.sleep(0.2)
     raise RuntimeError(f"{url} did not answer: {log.read_text()[-2000:]}")
+
+
+def _stop(process: "subprocess.Popen[Any]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:  # a training at work
+        process.kill()
