@@ -1,7 +1,10 @@
 """The whole method at an emulated server: hosted answers, hosted trainings, and no torch where the run is."""
 
+import csv
+import io
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +13,10 @@ import pytest
 import yaml
 
 from semievol.artifacts import RunDir
-from semievol.config import load_config
+from semievol.config import load_config, parse_config
 from semievol.demo.running import DemoData, _csv_text, _tickets
 from semievol.pipeline import run
-from tests.emulator.fixtures import Emulator
+from tests.emulator.fixtures import Emulator, serving
 
 MODEL = "gpt-4o-mini-2024-07-18"
 SIZES = {"labeled": 12, "unlabeled": 16, "test": 6}
@@ -139,3 +142,68 @@ def test_predict_asks_the_tuned_model_and_export_says_where_it_is(finished):
     refused = semievol("export", str(run_dir.path), "-o", str(run_dir.path.parent / "exported"))
     assert refused.returncode == 2
     assert run_dir.read_json("round-1/evolve/model")["base"] in refused.stderr
+
+
+QUEUES = ["refund", "delivery", "card lost"]
+KEYWORDS = {0: ("refund", "top up failed"), 1: ("parcel", "delivery"), 2: ("card", "stolen")}
+
+
+def keyword_rows(n: int, name: str, seed: int) -> str:
+    """Rows whose right option can be learned from the keyword in them."""
+    generator = random.Random(seed)
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(("id", "question", "options", "answer"))
+    for i in range(n):
+        answer = i % 3
+        question = f"{generator.choice(KEYWORDS[answer])} {generator.randrange(10**6)}"
+        writer.writerow((f"{name}-{i}", question, json.dumps(QUEUES), QUEUES[answer]))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def small_llama_dir(tmp_path, tiny_tokenizer) -> str:
+    """A random model, small and yet large enough to learn the keywords."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": None, "eos_token_id": tiny_tokenizer.eos_token_id, "pad_token_id": 0}
+    config = LlamaConfig(vocab_size=len(tiny_tokenizer), max_position_embeddings=512, **sizes, **ids)
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = tiny_tokenizer.eos_token_id
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_hosted_training_of_a_real_model_learns_the_task(small_llama_dir, tmp_path, monkeypatch):
+    from tests.emulator.causal import CausalEngine
+
+    sizes = {"labeled": 48, "unlabeled": 48, "test": 30}
+    for seed, (name, n) in enumerate(sizes.items()):
+        (tmp_path / f"{name}.csv").write_text(keyword_rows(n, name, seed), encoding="utf-8")
+    with serving(CausalEngine("small", small_llama_dir)) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", server.api_key)
+        endpoint = {"type": "openai", "base_url": server.base_url}
+        raw = {
+            "output_dir": str(tmp_path / "run"),
+            "data": {name: str(tmp_path / f"{name}.csv") for name in sizes},
+            "task": {"type": "choice", "instruction": ""},
+            "model": {"path": "small", "max_length": 400},
+            "generator": {**endpoint, "logprobs": "require"},
+            "trainer": {**endpoint, "learning_rate_multiplier": 5, "num_train_epochs": 15, "poll_seconds": 0.2},
+            "evolve": {"num_train_epochs": 10},
+            "propagate": {"max_failed_fraction": 1.0},
+        }
+        run_dir = run(parse_config(raw))
+    results = run_dir.read_json("results")
+    accuracy = {m["model"]: m["value"] for m in results["metrics"]}
+    assert accuracy["base"] < 0.2  # a random model says nothing that can be parsed
+    assert min(accuracy[name] for name in ("sft", "sft_matched", "semievol")) > 0.8
+    precision = results["pseudo_labels"][0]["precision"]
+    assert precision["kept"]["value"] > max(0.8, precision["all"]["value"])
+    losses = [loss for _, loss in run_dir.read_json("warmup/training")["losses"]]
+    assert losses[-1] < 0.2 * losses[0]
