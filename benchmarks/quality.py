@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import prepare_banking77
+
 from semievol.compare_report import write_compare_report
 from semievol.comparing import compare
-
 from semievol.config import RunConfig, apply_overrides, parse_config
 from semievol.demo.running import prepare_demo
 from semievol.progress import ConsoleReporter

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.emulator.fixtures import emulator as emulator
+from tests.emulator.fixtures import emulator_process as emulator_process
+from tests.emulator.fixtures import transformers_serve as transformers_serve
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for jobs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded

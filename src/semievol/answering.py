@@ -1,7 +1,8 @@
 """Ask a model for the answers to rows, the same way for evaluation, prediction and confidence.
 
-Closed answer sets (choice, label) are scored exactly where the generator can; open ones are decoded greedily. Several
-samples of one row can vote (self-consistency, arXiv:2203.11171).
+Closed answer sets (choice, label) are scored exactly where the generator can; open ones are decoded greedily. A
+generator that only completes is asked for the alternatives at each token, from which `choice_reading` takes scores.
+Several samples of one row can vote (self-consistency, arXiv:2203.11171).
 """
 
 import math
@@ -11,6 +12,8 @@ from itertools import tee
 from typing import Literal, NamedTuple
 
 from semievol.answers import closed_set, normal_form, parse_answer
+from semievol.backends.base import Generator
+from semievol.choice_reading import read_choices
 from semievol.config import RunConfig
 from semievol.prompts import PromptBuilder
 from semievol.types import (
@@ -43,6 +46,16 @@ def max_tokens(config: RunConfig, configured: int | None) -> int:
 def answers_exactly(config: RunConfig, mode: Literal["auto", "greedy"], exact_choice_scores: bool) -> bool:
     """Whether answers come from exact scores: a closed set, a generator that can, and no wish for completions."""
     return mode == "auto" and config.task.type in ("choice", "label") and exact_choice_scores
+
+
+TOP_LOGPROBS = 20
+"""Alternatives asked for at each token: the most that chat APIs list."""
+
+
+def wanted_top_logprobs(config: RunConfig, generator: Generator) -> int:
+    """Alternatives to ask for with a greedy completion: some for closed sets that cannot be scored exactly."""
+    closed = config.task.type in ("choice", "label")
+    return TOP_LOGPROBS if closed and generator.gives_logprobs and not generator.exact_choice_scores else 0
 
 
 def choice_request(
@@ -99,6 +112,12 @@ def share_behind(answer: str, answers: Sequence[str | None], prompts: PromptBuil
     return sum(a is not None and normal_form(a, prompts.task) == form for a in answers) / len(answers)
 
 
+def entropy_of_answers(answers: Sequence[str | None], prompts: PromptBuilder) -> float:
+    """Shannon entropy of several answers to one row, nats; unparsable ones count as one answer."""
+    counts = Counter(None if a is None else normal_form(a, prompts.task) for a in answers)
+    return math.fsum(n / len(answers) * math.log(len(answers) / n) for n in counts.values())
+
+
 def predict_exactly(
     examples: Iterable[Example], prompts: PromptBuilder, model: ModelRef, score: Score, *, ask: Ask | None = None
 ) -> Iterator[Prediction]:
@@ -130,13 +149,18 @@ def predict_greedily(
     generate: Generate,
     *,
     max_tokens: int,
+    top_logprobs: int = 0,
     ask: Ask | None = None,
 ) -> Iterator[Prediction]:
-    """Predictions from greedy completions, in the order of the rows; an unparsable or failed one has answer None."""
+    """Predictions from greedy completions, in the order of the rows; an unparsable or failed one has answer None.
+
+    The confidence of an answer of a closed set comes from the alternatives where they were asked for and listed.
+    """
     asked, kept = tee(examples)
     put = ask or prompts.answer
     requests = (Request(e.id, put(e), model) for e in asked)
-    for example, result in zip(kept, generate(requests, Sampling(temperature=0.0, max_tokens=max_tokens)), strict=True):
+    sampling = Sampling(temperature=0.0, max_tokens=max_tokens, top_logprobs=top_logprobs)
+    for example, result in zip(kept, generate(requests, sampling), strict=True):
         yield _from_completion(example, result.completions[0] if result.completions else None, prompts)
 
 
@@ -168,14 +192,45 @@ def predict_by_vote(
 def _from_completion(example: Example, completion: Completion | None, prompts: PromptBuilder) -> Prediction:
     if completion is None:
         return Prediction(example.id, None, None, None, group=example.group)
+    answer = parse_answer(completion.text, example, prompts.task, prompts.facts)
     nll = completion.mean_nll if completion.token_logprobs else None
+    confidence = None if nll is None else math.exp(-nll)
+    entropy = None
+    if answer is not None and (score := read_score(example, answer, completion, prompts)) is not None:
+        nll, entropy = score.nll, score.entropy
+        confidence = math.exp(-nll) if score.probability is None else score.probability
     return Prediction(
         example_id=example.id,
-        answer=parse_answer(completion.text, example, prompts.task, prompts.facts),
+        answer=answer,
         target=None,
         score=None,
-        confidence=None if nll is None else round(math.exp(-nll), 6),
-        entropy=None,
+        confidence=None if confidence is None else round(confidence, 6),
+        entropy=None if entropy is None else round(entropy, 6),
         mean_nll=None if nll is None else round(nll, 6),
         group=example.group,
     )
+
+
+class AnswerScore(NamedTuple):
+    """What the alternatives of a greedy completion say about one answer of a closed set."""
+
+    nll: float
+    """Of the token in which the answers differ, nats."""
+    probability: float | None
+    """Within the closed set; None where an answer of the set is not listed."""
+    entropy: float | None
+
+
+def read_score(example: Example, answer: str, completion: Completion, prompts: PromptBuilder) -> AnswerScore | None:
+    """Read the score of `answer` off a greedy completion to the row; None where it is not to be had."""
+    if not completion.top_logprobs:
+        return None
+    answers = closed_set(example, prompts.task, prompts.facts)
+    reading = read_choices(completion, [prompts.completion(a, example) for a in answers])
+    if reading is None or answer not in answers:
+        return None
+    place = answers.index(answer)
+    logprob, probabilities = reading.logprobs[place], reading.probabilities
+    if logprob is None:
+        return None
+    return AnswerScore(-logprob, None if probabilities is None else probabilities[place], reading.entropy)

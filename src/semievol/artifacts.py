@@ -24,6 +24,8 @@ Record = TypeVar("Record")
 
 MANIFEST = "manifest.json"
 ROWS = "rows.sqlite"
+STATE = "hosted"
+"""Folder for what hosted backends keep between processes: what a server can do, what was spent, embeddings."""
 SEALED_GOLD = "data/sealed_gold"
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semievol.checking import CheckResult, RenderedPrompt
+from semievol.money import Money
 
 MOST_TARGETS = 8
 
@@ -24,7 +25,10 @@ def render_check(found: CheckResult) -> Group:
         parts += [_lengths(found), Text()]
     if found.plan:
         parts += [_plan(found), Text()]
+    if found.money is not None:
+        parts += [_money(found.money), Text()]
     parts += _needs(found)
+    parts += [Text(f"note: {text}", style="dim") for text in found.notes]
     parts += [Text(f"warning: {text}", style="yellow") for text in found.warnings]
     parts += [Text(f"fault: {text}", style="bold red") for text in found.faults]
     if found.faults:
@@ -126,6 +130,24 @@ def _plan(found: CheckResult) -> Table:
     if timing:
         total = duration(timing["total_low"], timing["total_high"])
         table.add_row("total", *[""] * (len(columns) - 1), total, style="bold")
+    return table
+
+
+def dollars(low: float, high: float) -> str:
+    """A range of US dollars."""
+    digits = 2 if high >= 1 else 4
+    return f"${low:,.{digits}f}-{high:,.{digits}f}"
+
+
+def _money(money: Money) -> Table:
+    source = "prices of the config" if money.as_of == "config" else f"prices of {money.as_of}"
+    table = _table(f"money, {source}", ("stage", "requests", "input", "output", "training", "US dollars"))
+    for s in money.stages:
+        counts = [_count(n) if n else "" for n in (s.input_tokens, s.output_tokens, s.training_tokens)]
+        cost = "unknown" if s.low is None or s.high is None else dollars(s.low, s.high)
+        table.add_row(s.stage, f"{s.requests:,}" if s.requests else "", *counts, cost)
+    total = dollars(money.low, money.high) + (" and unknown" if money.unknown else "")
+    table.add_row("total", f"{money.requests:,}", "", "", "", total, style="bold")
     return table
 
 

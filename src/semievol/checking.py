@@ -32,10 +32,11 @@ from semievol.costs import (
 from semievol.demonstrations import fit_demonstrations, retrieve
 from semievol.errors import SemiEvolError
 from semievol.loading import LoadedData, load_examples
+from semievol.money import Money, estimate_money, limit_warnings
 from semievol.prompts import PromptBuilder
 from semievol.stage import Backends, SilentReporter, StageContext
 from semievol.stages import data as data_stage
-from semievol.surroundings import check_folder, check_hub, check_model, missing_packages
+from semievol.surroundings import check_folder, check_hub, check_keys, check_model, missing_packages
 from semievol.timing import measure_speed, spread, stage_seconds
 from semievol.timing import to_json as timing_json
 from semievol.types import Example, Message, SplitName
@@ -99,8 +100,12 @@ class CheckResult:
     plan: list[StagePlan] = field(default_factory=list)
     memory: Memory | None = None
     disk: Disk | None = None
+    notes: list[str] = field(default_factory=list)
+    """What is neither: how numbers came about."""
     finished: list[str] = field(default_factory=list)
     """Stages of the run folder that are done and will be skipped if nothing that they depend on has changed."""
+    money: Money | None = None
+    """What a run at a hosted model may cost; None for one that sends nothing to a server."""
     timing: dict[str, Any] | None = None
     """Measured speed and seconds by stage; None if nothing was measured."""
 
@@ -110,6 +115,7 @@ class CheckResult:
             "ok": not self.faults,
             "faults": list(self.faults),
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "rows": self.rows and self.rows._asdict(),
             "lengths": [x._asdict() for x in self.lengths],
             "prompts": [x._asdict() for x in self.prompts],
@@ -118,6 +124,12 @@ class CheckResult:
             "memory": self.memory and self.memory._asdict(),
             "disk": self.disk and {**self.disk._asdict(), "needed": self.disk.needed},
             "finished": list(self.finished),
+            "money": self.money
+            and {
+                **self.money._asdict(),
+                "stages": [s._asdict() for s in self.money.stages],
+                "requests": self.money.requests,
+            },
             "timing": self.timing,
             "output_dir": self.config.output_dir,
         }
@@ -138,6 +150,7 @@ def check_run(config: RunConfig, *, measure: bool = False) -> CheckResult:
     """
     found = CheckResult(config)
     found.faults += missing_packages(config)
+    found.warnings += check_keys(config)
     folder_faults, folder_warnings, found.finished = check_folder(config)
     found.faults += folder_faults
     found.warnings += folder_warnings
@@ -261,7 +274,15 @@ def _check_prompts(config: RunConfig, loaded: LoadedData, tokens: Tokens, found:
     n_rows = (len(loaded.labeled), len(loaded.unlabeled), len(loaded.test))
     sizes = Sizes(*n_rows, by_k, trained.median, completions)
     _check_costs(config, sizes, trained.longest, found)
-    if measure and not found.faults:
+    is_estimate = getattr(tokens, "is_estimate", False)
+    found.money = estimate_money(config, sizes, found.plan, is_estimate=is_estimate)
+    if found.money is not None:
+        found.warnings += limit_warnings(config, found.money)
+        if is_estimate:
+            found.notes.append("tokens are estimated from UTF-8 bytes, one for 4; ranges allow for that")
+        if measure:
+            found.notes.append("--measure is left out: it would send requests that may cost money")
+    elif measure and not found.faults:
         speed = measure_speed(config, prompts, loaded.labeled, loaded.unlabeled)
         stages = stage_seconds(found.plan, speed, rows_a_step(config))
         found.timing = timing_json(speed, stages)

@@ -162,6 +162,9 @@ def run(
     from_stage: Annotated[
         Optional[str], typer.Option("--from", help="Run this stage and all after it again, such as `select`.")  # noqa: UP045
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Run even if it may cost more than `generator.confirm_above_cost`.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Run the method; run it again to go on after an interruption.
@@ -170,8 +173,13 @@ def run(
     """
     from semievol.config import load_config
 
-    again = " ".join(["semievol run", str(config), *(overrides or [])])
-    _run(load_config(config, overrides or []), again=again, from_stage=from_stage, json_output=json_output)
+    settings = load_config(config, overrides or [])
+    if not yes:
+        from semievol.confirming import refuse_unconfirmed_cost
+
+        refuse_unconfirmed_cost(settings)
+    again = " ".join(["semievol run", str(config), *(overrides or []), *(["--yes"] if yes else [])])
+    _run(settings, again=again, from_stage=from_stage, json_output=json_output)
 
 
 @app.command()
@@ -201,6 +209,24 @@ def status(
         _print_json(found)
     else:
         _print(render_status(found))
+
+
+@app.command()
+def cancel(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    json_output: Json = False,
+) -> None:
+    """Stop the fine-tuning jobs and batches that a run has under way at a server.
+
+    Example: `semievol cancel runs/mine`
+    """
+    from semievol.cancelling import cancel_run
+
+    stopped = cancel_run(run_path)
+    if json_output:
+        _print_json([s.to_json() for s in stopped])
+    else:
+        typer.echo("\n".join(s.render() for s in stopped) or "nothing is under way")
 
 
 @app.command()

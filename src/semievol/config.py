@@ -8,15 +8,17 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from typing_extensions import Self
 
 from semievol.errors import ConfigError
 
 AnswerType = Literal["choice", "label", "number", "span", "text"]
-Signal = Literal["mean_nll", "entropy", "max_probability", "agreement"]
+Signal = Literal["mean_nll", "entropy", "max_probability", "agreement", "sample_entropy"]
 
 PAPER_CONFIGURATIONS: list[dict[str, Any]] = [
     {"model": "warm", "k": 0},
@@ -61,6 +63,9 @@ class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    operational: ClassVar[frozenset[str]] = frozenset()
+    """Keys that change how the work is done and never its result, so that a change of them runs no stage again."""
 
 
 class TaskConfig(Section):
@@ -184,7 +189,123 @@ class FakeGeneratorConfig(Section):
     """Share of rows on which the base answers right, where the truth can be read off the question (`#B`)."""
 
 
-GeneratorConfig = Annotated[TransformersGeneratorConfig | FakeGeneratorConfig, Field(discriminator="type")]
+class AzureConfig(Section):
+    """An Azure OpenAI resource; `model.path` is then the name of the deployment."""
+
+    endpoint: str
+    """`https://NAME.openai.azure.com`"""
+    api_version: str = "2024-10-21"
+
+
+class EndpointConfig(Section):
+    """A server that speaks the OpenAI protocol."""
+
+    base_url: str | None = None
+    """Address up to and with `/v1`, such as `http://localhost:8000/v1`. None: OpenAI's."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the key; a key itself never stands in a config. None: the server wants none."""
+    azure: AzureConfig | None = None
+    """Use an Azure OpenAI resource, in the place of `base_url`."""
+    max_concurrency: int = Field(64, gt=0, le=4096)
+    """Most requests under way at once. Fewer are sent while the server says that it is busy."""
+    timeout_seconds: float = Field(600, gt=0)
+    """Longest time for one request, its repetitions after passing faults included."""
+
+    @model_validator(mode="after")
+    def _check_address(self) -> Self:
+        if self.azure is not None and self.base_url is not None:
+            raise ValueError("give `base_url` or `azure`, not both")
+        address = self.base_url if self.azure is None else self.azure.endpoint
+        if address is not None:
+            parts = urlsplit(address)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"{address!r} is no address of the form http(s)://HOST/v1")
+            if parts.username or parts.password or parts.query:
+                raise ValueError("an address holds no user, key or query: name the key's variable in `api_key_env`")
+        return self
+
+
+class PricesConfig(Section):
+    """US dollars for a million tokens, in the place of the table in prices.py. None: as the untuned or as nothing."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    tuned_input: float | None = Field(None, ge=0)
+    """Of a fine-tuned model. None: as `input`."""
+    tuned_output: float | None = Field(None, ge=0)
+    training: float | None = Field(None, ge=0)
+    """Of a token of training, for each epoch. None: unknown."""
+
+
+class OpenAIGeneratorConfig(EndpointConfig):
+    """Answers from a server that speaks the OpenAI chat protocol: OpenAI, Azure, vLLM, Ollama, llama.cpp, SGLang."""
+
+    type: Literal["openai"] = "openai"
+    model: str | None = None
+    """What the server calls the base, such as the name of an Azure deployment. None: `model.path`."""
+    logprobs: Literal["auto", "require", "off"] = "auto"
+    """auto: asked for where the server gives them; require: stop at the start where it does not; off: never asked."""
+    adapters: Literal["by_name", "load"] = "by_name"
+    """What is done about a model that was trained on this machine. by_name: the run stops and says under which name the
+    server has to serve it, and goes on when it does; load: vLLM is asked to load the LoRA adapter."""
+    max_requests: int | None = Field(None, gt=0)
+    """Most requests that the run may send in all; it stops before one more and keeps all answers. None: no limit."""
+    max_cost: float | None = Field(None, gt=0)
+    """Most US dollars that the generator may spend in all; it stops before that. None: no limit."""
+    confirm_above_cost: float | None = Field(10.0, ge=0)
+    """`semievol run` wants `--yes` where the estimate is above this many US dollars. None: never."""
+    prices: PricesConfig | None = None
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Sent with every request as it is, such as `{reasoning_effort: none}`. No place for secrets: it is stored."""
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {
+            "adapters",
+            "api_key_env",
+            "max_concurrency",
+            "timeout_seconds",
+            "max_requests",
+            "max_cost",
+            "confirm_above_cost",
+            "prices",
+        }
+    )
+
+    @field_validator("extra_body")
+    @classmethod
+    def _check_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if key.lower().replace("-", "_") in ("api_key", "key", "authorization", "token", "password", "secret"):
+                raise ValueError(f"extra_body.{key}: a key goes into the variable that `api_key_env` names")
+        return value
+
+
+class OpenAIBatchGeneratorConfig(OpenAIGeneratorConfig):
+    """Answers from the Batch API of such a server: half the price at OpenAI, and up to a day's wait for each step."""
+
+    type: Literal["openai_batch"] = "openai_batch"  # type: ignore[assignment]
+    window: int = Field(20_000, gt=0)
+    """Requests that are collected, sent and stored together; what comes after them waits for their answers."""
+    max_requests_per_batch: int = Field(50_000, gt=0, le=50_000)
+    """Most lines of one batch file (the API takes 50,000)."""
+    max_file_bytes: int = Field(200_000_000, gt=0, le=200_000_000)
+    """Largest batch file (the API takes 200 MB)."""
+    max_attempts: int = Field(3, gt=0)
+    """Times that a request is sent before it counts as failed: lines that expired, failed or are missing go again."""
+    poll_seconds: float = Field(30.0, gt=0)
+    """Longest wait between two looks at a batch; the first looks come sooner."""
+    deadline_hours: float = Field(48.0, gt=0)
+    """Longest wait for the batches of a window. They go on on the server, and a further run waits on."""
+
+    operational: ClassVar[frozenset[str]] = OpenAIGeneratorConfig.operational | frozenset(
+        {"window", "max_requests_per_batch", "max_file_bytes", "max_attempts", "poll_seconds", "deadline_hours"}
+    )
+
+
+GeneratorConfig = Annotated[
+    TransformersGeneratorConfig | OpenAIGeneratorConfig | OpenAIBatchGeneratorConfig | FakeGeneratorConfig,
+    Field(discriminator="type"),
+]
 
 
 class TrlTrainerConfig(Section):
@@ -227,6 +348,54 @@ class TrlTrainerConfig(Section):
     """Trackers, passed to transformers: wandb, trackio, mlflow, tensorboard, ..."""
 
 
+class OpenAITrainerConfig(EndpointConfig):
+    """Fine-tuning jobs of a server that speaks OpenAI's protocol; the model stays there.
+
+    A server trains for whole epochs over batches. So that the control can take as many optimiser steps as evolve, the
+    batch size is a number by default.
+    """
+
+    type: Literal["openai"] = "openai"
+    method: Literal["supervised"] = "supervised"
+    num_train_epochs: float | Literal["auto"] = 2.0
+    """`n_epochs` of the job, a whole number; auto: the server chooses (paper 2)."""
+    batch_size: int | Literal["auto"] = 8
+    """Rows an optimiser step (paper 8). auto: the server chooses; the control cannot be matched then."""
+    learning_rate_multiplier: float | Literal["auto"] = "auto"
+    """Factor on the server's own learning rate; auto: the server chooses."""
+    max_steps: int | None = Field(None, gt=0)
+    """Optimiser steps, in the place of epochs: the training file holds that many batches. None: epochs count."""
+    eval_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the training rows that become the validation file (paper: 0, released code: 0.05)."""
+    suffix: str | None = Field(None, max_length=64)
+    """Part of the tuned model's name. None: `semievol-` and the start of the training's fingerprint."""
+    max_length: int = Field(65_536, gt=0)
+    """Longest training example in tokens, estimated at 4 bytes each; longer ones are refused before the upload."""
+    poll_seconds: float = Field(30.0, gt=0)
+    """Longest wait between two looks at a job; the first looks come sooner."""
+    deadline_hours: float = Field(72.0, gt=0)
+    """Longest wait for a job. It goes on on the server, and a further run waits on."""
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "max_concurrency", "timeout_seconds", "suffix", "poll_seconds", "deadline_hours", "max_length"}
+    )
+
+    @field_validator("num_train_epochs", "batch_size", "learning_rate_multiplier", mode="before")
+    @classmethod
+    def _check_number_or_auto(cls, value: Any, field: ValidationInfo) -> Any:
+        whole = field.field_name != "learning_rate_multiplier"
+        text = "a whole number from 1 on, or auto" if whole else "a number above 0, or auto"
+        if value == "auto":
+            return value
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(text) from None
+        if number <= 0 or (whole and number != int(number)):
+            raise ValueError(text)
+        return int(number) if field.field_name == "batch_size" else number
+
+
 class FakeTrainerConfig(Section):
     """A trainer that writes down what it saw. For tests of what stands above it."""
 
@@ -237,7 +406,7 @@ class FakeTrainerConfig(Section):
     eval_fraction: float = 0.0
 
 
-TrainerConfig = Annotated[TrlTrainerConfig | FakeTrainerConfig, Field(discriminator="type")]
+TrainerConfig = Annotated[TrlTrainerConfig | OpenAITrainerConfig | FakeTrainerConfig, Field(discriminator="type")]
 
 
 class Bm25EmbedderConfig(Section):
@@ -262,6 +431,22 @@ class ModelEmbedderConfig(Section):
     batch_size: int = Field(32, gt=0)
 
 
+class OpenAIEmbedderConfig(EndpointConfig):
+    """Embeddings from a server that speaks the OpenAI protocol; each text is asked for once in a run."""
+
+    type: Literal["openai"] = "openai"
+    model: str = "text-embedding-3-small"
+    dimensions: int | None = Field(None, gt=0)
+    """Length of the rows, where the model can shorten them. None: the model's own."""
+    batch_size: int = Field(128, gt=0, le=2048)
+    """Texts a request."""
+    max_concurrency: int = Field(8, gt=0)
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "max_concurrency", "timeout_seconds", "batch_size"}
+    )
+
+
 class FakeEmbedderConfig(Section):
     """Hashed bag of words. For tests."""
 
@@ -270,7 +455,11 @@ class FakeEmbedderConfig(Section):
 
 
 EmbedderConfig = Annotated[
-    Bm25EmbedderConfig | SentenceTransformersEmbedderConfig | ModelEmbedderConfig | FakeEmbedderConfig,
+    Bm25EmbedderConfig
+    | SentenceTransformersEmbedderConfig
+    | ModelEmbedderConfig
+    | OpenAIEmbedderConfig
+    | FakeEmbedderConfig,
     Field(discriminator="type"),
 ]
 
@@ -353,7 +542,8 @@ class SelectConfig(Section):
     """Adaptive selection: which pseudo-labels become training data."""
 
     signal: Signal = "mean_nll"
-    """mean_nll is the paper's H (and the released code's); the others are ours to compare with."""
+    """mean_nll is the paper's H (and the released code's); the others are ours to compare with. agreement and
+    sample_entropy (entropy of the answers of the configurations) need no log-probabilities."""
     keep_fraction: float = Field(0.5, gt=0, le=1)
     """theta: share of the rows that the threshold is taken over which is kept (paper 0.5, released 0.3)."""
     apply_to: Literal["all", "justified"] = "all"
@@ -498,6 +688,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"propagate.answer_with: scores needs a closed answer set, but task.type is {self.task.type}"
             )
+        if self.propagate.answer_with == "scores" and self.generator.type in ("openai", "openai_batch"):
+            raise ValueError(
+                f"propagate.answer_with: scores needs exact scores, which generator.type: {self.generator.type} "
+                "cannot give; use samples"
+            )
         if self.select.signal in ("entropy", "max_probability") and self.task.type not in ("choice", "label"):
             raise ValueError(
                 f"select.signal: {self.select.signal} needs a closed answer set, but task.type is {self.task.type}"
@@ -506,6 +701,7 @@ class RunConfig(Section):
             raise ValueError(f"select.min_confidence needs a closed answer set, but task.type is {self.task.type}")
         if self.evolve.kept_by != "select" and self.rounds > 1:
             raise ValueError(f"evolve.kept_by: {self.evolve.kept_by} works on one round; set rounds: 1")
+        self._check_hosted_training()
         ranked_unjustified = self.select.apply_to == "all" and self.justify.when != "always"
         if self.select.prompt == "justify" and (self.justify.when == "never" or ranked_unjustified):
             raise ValueError(
@@ -513,6 +709,26 @@ class RunConfig(Section):
                 "or justify.when: disagree with select.apply_to: justified"
             )
         return self
+
+    def _check_hosted_training(self) -> None:
+        if self.trainer.type != "openai":
+            return
+        for name in ("warmup", "evolve"):
+            section: WarmupConfig | EvolveConfig = getattr(self, name)
+            if section.learning_rate is not None:
+                raise ValueError(
+                    f"{name}.learning_rate: a server takes no learning rate; set {name}.learning_rate: null, and "
+                    "trainer.learning_rate_multiplier where its choice does not suit"
+                )
+            if section.num_train_epochs is not None and section.num_train_epochs != int(section.num_train_epochs):
+                raise ValueError(f"{name}.num_train_epochs: a server trains for whole epochs")
+            if section.max_steps is not None and self.trainer.batch_size == "auto":
+                raise ValueError(f"{name}.max_steps needs trainer.batch_size as a number, not auto")
+        if self.control.enabled and self.trainer.batch_size == "auto":
+            raise ValueError(
+                "the control has to take as many optimiser steps as evolve, which a server cannot promise with "
+                "trainer.batch_size: auto; set a number, or control.enabled: false"
+            )
 
     @field_validator("output_dir")
     @classmethod
@@ -596,7 +812,9 @@ def recipe_differences(config: RunConfig) -> list[tuple[str, Any, Any]]:
         "rounds",
         "evaluate",
     )
-    return [(k, ours[k], theirs.get(k)) for k in ours if k.split(".")[0] in sections and ours[k] != theirs.get(k)]
+    skipped = {f"trainer.{name}" for name in (*config.trainer.operational, "base_url", "azure")}
+    found = [k for k in ours if k.split(".")[0] in sections and k not in skipped]
+    return [(k, ours[k], theirs.get(k)) for k in found if ours[k] != theirs.get(k)]
 
 
 def _backend_types(config: RunConfig) -> dict[str, Any]:
@@ -647,7 +865,7 @@ def _fault_lines(error: ValidationError) -> Iterator[str]:
             yield f"{key}: {message}{shown}" if key else message
 
 
-_UNION_TAGS = ("trl", "transformers", "bm25", "sentence_transformers", "fake")
+_UNION_TAGS = ("trl", "transformers", "openai", "openai_batch", "bm25", "sentence_transformers", "fake")
 
 
 def _known_keys(parents: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semievol.answering import max_tokens
-from semievol.backends.base import open_trainer
+from semievol.backends.base import HOSTED, open_trainer
 from semievol.config import ConfigurationConfig, ModelConfig, RunConfig, TrainerConfig
 from semievol.sft import stage_trainer_config
 
@@ -123,7 +123,7 @@ def plan_stages(config: RunConfig, sizes: Sizes) -> list[StagePlan]:
         control = training("control", "SFT for as many steps", matched, settings, uncertain)
         plans.append(control._replace(rows=sizes.n_labeled))
     n_models = 4 if config.control.enabled else 3
-    exact = closed and config.evaluate.answer_with == "auto"
+    exact = closed and config.evaluate.answer_with == "auto" and config.generator.type not in HOSTED
     n = n_models * sizes.n_test
     tokens = round(n * sizes.prompt_tokens[0])
     what = f"{n_models} models, test rows"
@@ -148,7 +148,9 @@ def _round_rows(config: RunConfig, sizes: Sizes) -> list[tuple[int, int]]:
 def rows_a_step(config: RunConfig) -> int:
     """Rows that one optimiser step sees."""
     trainer = config.trainer
-    return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps if trainer.type == "trl" else 8
+    if trainer.type == "trl":
+        return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+    return trainer.batch_size if trainer.type == "openai" and isinstance(trainer.batch_size, int) else 8
 
 
 def configurations(config: RunConfig) -> list[ConfigurationConfig]:
@@ -179,9 +181,10 @@ def _justify(config: RunConfig, sizes: Sizes, n_rows: int, *, closed: bool) -> S
     n_justified = 0 if config.justify.when == "never" else n_rows
     extra = sizes.completion_tokens * (1 if closed else 4) + 20
     tokens = round(n_rows * sizes.prompt_tokens[0] + n_justified * (sizes.prompt_tokens[0] + extra))
-    by_score = closed and config.justify.temperature == 0.0
-    n_scored = n_rows + (n_justified if by_score else 0)
-    n_sampled = 0 if by_score else n_justified
+    hosted = config.generator.type in HOSTED  # completes only, so confidence is one more completion
+    by_score = closed and config.justify.temperature == 0.0 and not hosted
+    n_scored = 0 if hosted else n_rows + (n_justified if by_score else 0)
+    n_sampled = (0 if by_score else n_justified) + (n_rows if hosted else 0)
     return StagePlan(
         "justify",
         "verdicts, confidence",

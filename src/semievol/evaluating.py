@@ -18,7 +18,7 @@ from semievol.loading import LoadedData, load_examples
 from semievol.predicting import RowAsker, uses_context
 from semievol.runs import FinishedRun, open_run
 from semievol.scoring import score_prediction
-from semievol.stage import WINDOW, Reporter
+from semievol.stage import Reporter
 from semievol.summary import percent
 from semievol.types import EvalResult, Example, ModelRef, Prediction, TaskFacts
 
@@ -177,8 +177,8 @@ def _predict(asker: RowAsker, rows: Sequence[Example], model: ModelRef, reporter
         else:
             reporter.note(f"row {row.id}: {fault}; counted as unparsed")
             found[row.id] = Prediction(row.id, None, None, None, group=row.group)
-    for start in range(0, len(fitting), WINDOW):
-        window = fitting[start : start + WINDOW]
+    for start in range(0, len(fitting), asker.window):
+        window = fitting[start : start + asker.window]
         found |= {p.example_id: p for p in asker.predict(window, model)}
         advance(len(window))
     score = partial(score_prediction, task=asker.config.task)

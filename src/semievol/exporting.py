@@ -75,6 +75,11 @@ def export_model(run_path: Path, output_dir: Path, *, merge: bool, which: str = 
 def _check_trained(run: FinishedRun, model: ModelRef) -> None:
     folder = Path(model.adapter or model.base)
     weights = ("adapter_model.safetensors",) if model.adapter else ("model.safetensors", "model.safetensors.index.json")
+    if run.config.trainer.type == "openai":
+        raise ConfigError(
+            f"the model is {model.base} at the server that trained it; its weights stay there, so there is nothing to "
+            "export. Ask for it by that name"
+        )
     if run.config.trainer.type == "fake":
         raise ConfigError("this run has trainer.type: fake, which trains nothing; there is no model to export")
     if not any((folder / name).is_file() for name in weights):

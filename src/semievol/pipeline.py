@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semievol import __version__
-from semievol.artifacts import RunDir, content_hash
-from semievol.config import RunConfig
+from semievol.artifacts import STATE, RunDir, content_hash
+from semievol.backends.base import HOSTED
+from semievol.backends.notes import hosted_notes
+from semievol.config import RunConfig, Section
 from semievol.errors import ConfigError, SemiEvolError
 from semievol.sharing import SharedSteps
 from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
@@ -35,6 +37,10 @@ STAGES: tuple[Stage, ...] = (
     evaluate.STAGE,
     report.STAGE,
 )
+
+
+LOGPROB_SIGNALS = ("mean_nll", "entropy", "max_probability")
+"""Values of `select.signal` that come from log-probabilities."""
 
 
 class Step(NamedTuple):
@@ -111,9 +117,11 @@ def run_steps(
         run_dir.write_text("config.resolved.json", config.model_dump_json(indent=2) + "\n")
         if again:
             run_dir.forget_stages(again)
-        backends = Backends(config)
+        backends = Backends(config, state_dir=run_dir.path / STATE)
+        shown = reporter or SilentReporter()
         try:
-            _run_locked(config, run_dir, backends, reporter or SilentReporter(), steps, shared)
+            with hosted_notes(shown.note):
+                _run_locked(config, run_dir, backends, shown, steps, shared)
         finally:
             backends.close()
 
@@ -142,6 +150,8 @@ def _run_locked(
             reporter.done(step.name, "done before", 0.0)
             continue
         ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round)
+        if config.generator.type in HOSTED and step.stage.name not in ("data", "report"):
+            _check_server(ctx)
         if shared is None:
             _run_step(ctx, step, fingerprint)
         else:
@@ -176,6 +186,16 @@ def _run_or_take_over(ctx: StageContext, step: Step, fingerprint: str, shared: S
         raise
 
 
+def _check_server(ctx: StageContext) -> None:
+    """Ask a server what it gives before anything is paid for. Raises ConfigError if the selection needs more."""
+    config = ctx.config
+    if not ctx.backends.generator.gives_logprobs and config.select.signal in LOGPROB_SIGNALS:
+        raise ConfigError(
+            f"select.signal: {config.select.signal} needs log-probabilities, which {config.model.path} gives none of "
+            "here; set select.signal: agreement or sample_entropy (of the sampled answers)"
+        )
+
+
 def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
     ctx.run_dir.forget_stages([step.name])
     ctx.reporter.stage(step.name, (step.stage.run.__doc__ or "").strip())
@@ -188,6 +208,8 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
         "prompt_tokens": after.prompt_tokens - before.prompt_tokens,
         "completion_tokens": after.completion_tokens - before.completion_tokens,
         "forward_passes": after.forward_passes - before.forward_passes,
+        "requests": after.requests - before.requests,
+        "dollars": round(after.dollars - before.dollars + stats.get("train_dollars", 0.0), 6),
         "train_tokens": stats.get("n_tokens", 0),
         "reused_prompt_tokens": ctx.reused.prompt_tokens,
         "reused_completion_tokens": ctx.reused.completion_tokens,
@@ -199,10 +221,19 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
 
 def _fingerprint(ctx: StageContext, upstream: Sequence[str]) -> str:
     dumped = ctx.config.model_dump(mode="json")
-    sections = {name: reduce(getitem, name.split("."), dumped) for name in ctx.stage.sections}
+    sections = {
+        name: _lasting(reduce(getitem, name.split("."), dumped), reduce(getattr, name.split("."), ctx.config))
+        for name in ctx.stage.sections
+    }
     tokens = ctx.backends.tokens.fingerprint if "model" in sections else None
     extra = ctx.stage.fingerprint_extra(ctx) if ctx.stage.fingerprint_extra else None
     return content_hash(__version__, ctx.stage.name, ctx.round, sections, tokens, extra, list(upstream))
+
+
+def _lasting(dumped: Any, section: Any) -> Any:
+    """A dumped section without the keys that change no result."""
+    operational = section.operational if isinstance(section, Section) else ()
+    return {k: v for k, v in dumped.items() if k not in operational} if operational else dumped
 
 
 def _sentence(stats: dict[str, Any]) -> str:
@@ -213,4 +244,4 @@ def _sentence(stats: dict[str, Any]) -> str:
     )
 
 
-_SILENT = ("train_seconds", "peak_memory_bytes", "rendered_example")
+_SILENT = ("train_seconds", "peak_memory_bytes", "rendered_example", "train_dollars")

@@ -23,7 +23,7 @@ from rich.console import Group
 from rich.text import Text
 
 from semievol.answered import check_output, open_writer
-from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily
+from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily, wanted_top_logprobs
 from semievol.columns import Columns, FieldError, Fields, read_fields, resolve_columns
 from semievol.config import AnswerType, ColumnsConfig, RunConfig
 from semievol.errors import ConfigError, DataError
@@ -131,7 +131,7 @@ def predict_file(
         with open_writer(output_path, dict.fromkeys(names) | added) as writer:
             advance = reporter.task("rows", n_rows, "rows")
             items = _read_items(run, input_path, columns, task_type, asker)
-            while window := list(islice(items, WINDOW)):
+            while window := list(islice(items, asker.window)):
                 writer.write([*_answer_window(window, asker, model, abstain_below, prefix, tally)])
                 advance(len(window))
     finally:
@@ -147,6 +147,11 @@ class RowAsker:
         self.prompts = PromptBuilder(config.task, facts)
         self._backends = Backends(config)
         self._max_tokens = max_tokens(config, config.evaluate.max_tokens)
+
+    @property
+    def window(self) -> int:
+        """Rows that are answered together: what a generator looks ahead, if it does."""
+        return max(WINDOW, self._backends.look_ahead or 0)
 
     def fault(self, example: Example) -> str | None:
         """Why a row cannot be put to the model, or None."""
@@ -168,7 +173,8 @@ class RowAsker:
 
         if answers_exactly(self.config, self.config.evaluate.answer_with, generator.exact_choice_scores):
             return predict_exactly(examples, self.prompts, model, score)
-        return predict_greedily(examples, self.prompts, model, generate, max_tokens=self._max_tokens)
+        top = wanted_top_logprobs(self.config, generator)
+        return predict_greedily(examples, self.prompts, model, generate, max_tokens=self._max_tokens, top_logprobs=top)
 
     def close(self) -> None:
         """Free the device."""

@@ -18,7 +18,8 @@ SIGNALS = {
     "mean_nll": "mean NLL",
     "entropy": "entropy",
     "max_probability": "probability of the answer",
-    "agreement": "agreement",
+    "agreement": "agreement of the samples",
+    "sample_entropy": "entropy of the sampled answers",
 }
 
 
@@ -315,7 +316,7 @@ def _rule(threshold: Mapping[str, Any] | None, keep_fraction: float, apply_to: s
         return "all had consensus" if threshold["n_kept"] else "none reached the minimum"
     sign = (
         "\N{LESS-THAN OR EQUAL TO}"
-        if threshold["signal"] in ("mean_nll", "entropy")
+        if threshold["signal"] in ("mean_nll", "entropy", "sample_entropy")
         else "\N{GREATER-THAN OR EQUAL TO}"
     )
     limit = f"{SIGNALS[threshold['signal']]} {sign} {abs(threshold['uncertainty']):.4g}"

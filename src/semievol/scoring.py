@@ -11,6 +11,7 @@ from semievol.answering import (
     predict_by_vote,
     predict_exactly,
     predict_greedily,
+    wanted_top_logprobs,
 )
 from semievol.answers import score_answer
 from semievol.config import TaskConfig
@@ -36,7 +37,8 @@ def predict_rows(
     else:
         generate = partial(ctx.generate, total=len(rows), text=text)
         n_tokens = max_tokens(config, config.evaluate.max_tokens)
-        predictions = predict_greedily(asked, prompts, model, generate, max_tokens=n_tokens, ask=ask)
+        top = wanted_top_logprobs(config, ctx.backends.generator)
+        predictions = predict_greedily(asked, prompts, model, generate, max_tokens=n_tokens, top_logprobs=top, ask=ask)
     yield from _score(predictions, rows, config.task)
 
 

@@ -71,9 +71,10 @@ def fit_stage(ctx: StageContext, model: ModelRef, rows: Sequence[SftRow], config
         "n_tokens": report.n_tokens,
         "train_seconds": report.train_seconds,
         "peak_memory_bytes": report.peak_memory_bytes,
+        "train_dollars": report.dollars,
         "last_loss": report.losses[-1][1] if report.losses else None,
     }
-    deterministic = {k: v for k, v in stats.items() if k not in ("train_seconds", "peak_memory_bytes")}
+    deterministic = {k: v for k, v in stats.items() if k not in ("train_seconds", "peak_memory_bytes", "train_dollars")}
     training = deterministic | {"losses": [list(x) for x in report.losses], "rendered_example": report.rendered_example}
     ctx.write_json(f"{ctx.stage.name}/training", training)
     return stats

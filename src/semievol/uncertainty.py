@@ -3,26 +3,20 @@
 import math
 
 from semievol.config import SelectConfig
-from semievol.errors import DataError
 from semievol.types import PseudoLabel
 
 
 def uncertainty(label: PseudoLabel, config: SelectConfig) -> float:
-    """The signal of a label, turned so that lower is surer.
-
-    Raises:
-        DataError: If the label does not carry the signal.
-    """
+    """The signal of a label, turned so that lower is surer; infinite for a label that could not be measured."""
     nll = label.justify_nll if config.prompt == "justify" else label.mean_nll
     value = {
         "mean_nll": nll,
         "entropy": label.entropy,
         "max_probability": None if label.max_probability is None else -label.max_probability,
         "agreement": -label.agreement,
+        "sample_entropy": label.sample_entropy,
     }[config.signal]
-    if value is None or math.isnan(value):
-        raise DataError(f"select: row {label.example_id} has no {config.signal} under the {config.prompt} prompt")
-    return value
+    return math.inf if value is None or math.isnan(value) else value
 
 
 def is_ranked(label: PseudoLabel, config: SelectConfig) -> bool:

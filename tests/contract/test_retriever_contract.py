@@ -10,6 +10,7 @@ from semievol.config import (
     FakeEmbedderConfig,
     ModelConfig,
     ModelEmbedderConfig,
+    OpenAIEmbedderConfig,
     SentenceTransformersEmbedderConfig,
 )
 from semievol.errors import ConfigError, DataError
@@ -23,15 +24,23 @@ TEXTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["fake", "bm25", "sentence_transformers", "model"])
+@pytest.fixture(scope="module", params=["fake", "bm25", "sentence_transformers", "model", "openai"])
 def retriever(request):
     config, path = {
+        "openai": lambda: (hosted(request), "none"),
         "fake": lambda: (FakeEmbedderConfig(dimension=512), "none"),
         "bm25": lambda: (Bm25EmbedderConfig(), "none"),
         "sentence_transformers": lambda: (SentenceTransformersEmbedderConfig(), minilm()),
         "model": lambda: (ModelEmbedderConfig(batch_size=2), request.getfixturevalue("tiny_llama_dir")),
     }[request.param]()
-    return open_retriever(config, ModelConfig(path=path, device="cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMULATOR_KEY", "sk-emulator")
+        yield open_retriever(config, ModelConfig(path=path, device="cpu"))
+
+
+def hosted(request) -> OpenAIEmbedderConfig:
+    emulator = request.getfixturevalue("emulator")
+    return OpenAIEmbedderConfig(base_url=emulator.base_url, api_key_env="EMULATOR_KEY", batch_size=2)
 
 
 def minilm() -> str:

@@ -1,12 +1,14 @@
 """Every config that ships is parsed, and the documents that are written from code are current."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from semievol.config import load_config
+from semievol.config import load_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,6 +19,15 @@ def test_example_config_is_valid_and_says_how_it_runs(path):
     head = path.read_text(encoding="utf-8").splitlines()[:4]
     assert any(line.startswith("# command   semievol run ") for line in head)
     assert any(line.startswith("# hardware  ") for line in head)
+
+
+DATA = {"labeled": "labeled.csv", "unlabeled": "unlabeled.csv"}
+BLOCKS = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "backends.md").read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_config_in_the_backend_docs_is_valid(block):
+    assert parse_config({"data": DATA} | yaml.safe_load(block)).generator.type.startswith("openai")
 
 
 def test_configuration_docs_are_current():

@@ -35,6 +35,10 @@ class Usage(NamedTuple):
     forward_passes: int = 0
     model_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    requests: int = 0
+    """Sent over the network, repetitions included; 0 for local backends."""
+    dollars: float = 0.0
+    """US dollars by the prices in use; 0 where they are unknown."""
 
 
 class Tokens(Protocol):
@@ -65,6 +69,22 @@ class Generator(Protocol):
     @property
     def exact_choice_scores(self) -> bool:
         """Whether `score_choices` works."""
+        ...
+
+    @property
+    def gives_logprobs(self) -> bool:
+        """Whether completions carry log-probabilities."""
+        ...
+
+    @property
+    def look_ahead(self) -> int | None:
+        """How far a stream of rows may run ahead of the first unanswered one.
+
+        None: rows are batched together, and the stage stores a window of them whole, so that a resumed run batches as
+        an undisturbed one does. A number: rows are independent, and each answer is stored when it comes; `generate` is
+        then given a stream that holds None where the caller has to take an answer before there can be more. With none
+        under way the generator returns.
+        """
         ...
 
     @property
@@ -100,6 +120,8 @@ class FitReport(NamedTuple):
     rendered_example: str
     """One training example; the part that carries loss stands between ⟦ and ⟧."""
     peak_memory_bytes: int = 0
+    dollars: float = 0.0
+    """US dollars by the prices in use, of hosted trainings; 0 where they are unknown."""
 
 
 class Trainer(Protocol):
@@ -151,29 +173,41 @@ class Embedder(Protocol):
         ...
 
 
+HOSTED = frozenset({"openai", "openai_batch"})
+"""Types whose model is a name at a server. They are given `state_dir`, a folder for what has to outlive a process."""
+
 GENERATORS = {
     "transformers": "semievol.backends.transformers:TransformersGenerator",
+    "openai": "semievol.backends.openai_generator:OpenAIGenerator",
+    "openai_batch": "semievol.backends.openai_batch:OpenAIBatchGenerator",
     "fake": "semievol.backends.fake:FakeGenerator",
 }
 TRAINERS = {
     "trl": "semievol.backends.trl:TrlTrainer",
+    "openai": "semievol.backends.openai_trainer:OpenAITrainer",
     "fake": "semievol.backends.fake:FakeTrainer",
 }
 RETRIEVERS = {
     "bm25": "semievol.backends.embed:Bm25Retriever",
     "sentence_transformers": "semievol.backends.embed:SentenceTransformersRetriever",
     "model": "semievol.backends.embed:ModelRetriever",
+    "openai": "semievol.backends.openai_embed:OpenAIRetriever",
     "fake": "semievol.backends.fake:FakeRetriever",
 }
 TOKENS = {
     "transformers": "semievol.backends.transformers:TransformersTokens",
+    "openai": "semievol.backends.openai_tokens:OpenAITokens",
+    "openai_batch": "semievol.backends.openai_tokens:OpenAITokens",
     "fake": "semievol.backends.fake:FakeTokens",
 }
 
 
-def open_generator(config: GeneratorConfig, model: ModelConfig) -> Generator:
-    """Load the generator of `config` for the base model of `model`. Use it as a context manager."""
-    generator: Generator = _load(GENERATORS[config.type])(config, model)
+def open_generator(config: GeneratorConfig, model: ModelConfig, *, state_dir: Path | None = None) -> Generator:
+    """Load the generator of `config` for the base model of `model`. Use it as a context manager.
+
+    `state_dir` is where a hosted one keeps what has to outlive a process (None: nowhere); it is made when needed.
+    """
+    generator: Generator = _load(GENERATORS[config.type])(config, model, **_state(config.type, state_dir))
     return generator
 
 
@@ -189,10 +223,14 @@ def open_trainer(config: TrainerConfig, model: ModelConfig) -> Trainer:
     return trainer
 
 
-def open_retriever(config: EmbedderConfig, model: ModelConfig) -> Retriever:
-    """Load the retriever that belongs to the embedder of `config`."""
-    retriever: Retriever = _load(RETRIEVERS[config.type])(config, model)
+def open_retriever(config: EmbedderConfig, model: ModelConfig, *, state_dir: Path | None = None) -> Retriever:
+    """Load the retriever that belongs to the embedder of `config`; `state_dir` as for `open_generator`."""
+    retriever: Retriever = _load(RETRIEVERS[config.type])(config, model, **_state(config.type, state_dir))
     return retriever
+
+
+def _state(backend: str, state_dir: Path | None) -> dict[str, Any]:
+    return {"state_dir": state_dir} if backend in HOSTED else {}
 
 
 def _load(target: str) -> Any:

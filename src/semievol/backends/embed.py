@@ -63,7 +63,7 @@ class Bm25Retriever:
         return tokens
 
 
-class _EmbeddingRetriever(ABC):
+class EmbeddingRetriever(ABC):
     """Cosine similarity of what the subclass makes of a text."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class _EmbeddingRetriever(ABC):
         return self.embed(texts)
 
 
-class SentenceTransformersRetriever(_EmbeddingRetriever):
+class SentenceTransformersRetriever(EmbeddingRetriever):
     """Any sentence-transformers model, with its own prompts for documents and queries.
 
     Raises:
@@ -130,7 +130,7 @@ class SentenceTransformersRetriever(_EmbeddingRetriever):
         return rows
 
 
-class ModelRetriever(_EmbeddingRetriever):
+class ModelRetriever(EmbeddingRetriever):
     """Mean of the base model's last hidden states over the tokens of a text.
 
     Raises:

@@ -63,6 +63,8 @@ class FakeGenerator:
     """
 
     exact_choice_scores = True
+    gives_logprobs = True
+    look_ahead = None
 
     def __init__(self, config: FakeGeneratorConfig, model: ModelConfig) -> None:
         self._accuracy = config.accuracy
@@ -239,7 +241,7 @@ class FakeTrainer:
         """`max_steps`, or as many steps of eight rows as the epochs hold."""
         if config.max_steps is not None:
             return config.max_steps
-        return math.ceil(math.ceil(n_rows / ROWS_PER_STEP) * config.num_train_epochs)
+        return math.ceil(math.ceil(n_rows / ROWS_PER_STEP) * float(config.num_train_epochs))
 
 
 def _render(messages: Sequence[Message]) -> str:

@@ -125,6 +125,8 @@ class TransformersGenerator:
     """
 
     exact_choice_scores = True
+    gives_logprobs = True
+    look_ahead = None
 
     def __init__(self, config: TransformersGeneratorConfig, model: ModelConfig) -> None:
         if config.threads is not None:

@@ -6,17 +6,28 @@ Writes  justify/pseudo_labels, justify/dropped
 
 Consensus is the same parsed answer from all configurations; an unparsable answer agrees with nothing. The confidence is
 H(y) = -(1/L) sum_k log P(r_k | x, r_<k) of the final answer under M_warm (arXiv:2410.14745, Eq. 6), given the question
-alone; for closed answer sets it comes from the exact distribution, over the tokens in which the answers differ.
+alone; for closed answer sets it comes from the exact distribution, over the tokens in which the answers differ. Chat
+APIs cannot score a given answer; `read_confidence` says what is done there.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from semievol.answering import Vote, best_answer, choice_request, count_votes, max_tokens, share_behind
-from semievol.answers import closed_set, parse_answer
+from semievol.answering import (
+    Vote,
+    best_answer,
+    choice_request,
+    count_votes,
+    entropy_of_answers,
+    max_tokens,
+    read_score,
+    share_behind,
+    wanted_top_logprobs,
+)
+from semievol.answers import closed_set, normal_form, parse_answer
 from semievol.config import JustifyConfig, RunConfig
 from semievol.pools import UNLABELED_READS, unlabeled_pool
 from semievol.prompts import PromptBuilder
@@ -25,6 +36,7 @@ from semievol.types import (
     Candidates,
     ChoiceRequest,
     ChoiceScores,
+    Completion,
     Dropped,
     Example,
     ModelRef,
@@ -32,6 +44,9 @@ from semievol.types import (
     Request,
     Sampling,
 )
+
+PLAIN_WARM = "warm-0"
+"""The configuration whose prompt is the one under which confidence is measured."""
 
 
 def needs_justification(vote: Vote, config: JustifyConfig) -> bool:
@@ -110,6 +125,7 @@ def settle(draft: Draft, verdict: Verdict | None, prompts: PromptBuilder) -> Pse
         completion=prompts.completion(answer, draft.example),
         source=source,
         agreement=round(share_behind(answer, draft.candidates.answers, prompts), 6),
+        sample_entropy=round(entropy_of_answers(draft.candidates.answers, prompts), 6),
         justify_nll=None if verdict is None else verdict.mean_nll,
         justification=None if verdict is None else verdict.text,
     )
@@ -137,6 +153,56 @@ def measure_confidence(
         yield replace(label, mean_nll=nll, round=ctx.round)
 
 
+def read_confidence(
+    ctx: StageContext,
+    labels: list[tuple[Example, PseudoLabel]],
+    candidates: Mapping[str, Candidates],
+    prompts: PromptBuilder,
+    model: ModelRef,
+) -> Iterator[PseudoLabel]:
+    """The confidence of answers of a generator that only completes.
+
+    The warm model answers the question once more, greedily. Over a closed set the alternatives at the token in which
+    the answers differ give the score of the final one. An open answer has the mean NLL of this completion if it says
+    the same, or else of a sample of the warm model to the same prompt that does. What cannot be read stays None:
+    nothing is put in the place of a log-probability.
+    """
+    generator = ctx.backends.generator
+    if not generator.gives_logprobs:
+        yield from (replace(label, round=ctx.round) for _, label in labels)
+        return
+    top = wanted_top_logprobs(ctx.config, generator)
+    sampling = Sampling(1, 0.0, 1.0, max_tokens(ctx.config, ctx.config.justify.max_tokens), top)
+    requests = (Request(e.id, prompts.answer(e), model) for e, _ in labels)
+    results = ctx.generate(requests, sampling, total=len(labels), text="confidence of the final answers")
+    for (example, label), result in zip(labels, results, strict=True):
+        seen = candidates[example.id]
+        samples = [c for c, name in zip(seen.completions, seen.config_names, strict=True) if name == PLAIN_WARM]
+        yield replace(_read_label(example, label, [*result.completions, *samples], prompts), round=ctx.round)
+
+
+def _read_label(
+    example: Example, label: PseudoLabel, completions: Sequence[Completion], prompts: PromptBuilder
+) -> PseudoLabel:
+    """Measure a label by what the warm model said to the plain prompt, the greedy completion first."""
+    if prompts.task.type in ("choice", "label"):
+        score = read_score(example, label.answer, completions[0], prompts) if completions else None
+        if score is None:
+            return label
+        return replace(
+            label,
+            mean_nll=round(score.nll, 6),
+            entropy=None if score.entropy is None else round(score.entropy, 6),
+            max_probability=None if score.probability is None else round(score.probability, 6),
+        )
+    form = normal_form(label.answer, prompts.task)
+    for completion in completions:
+        answer = parse_answer(completion.text, example, prompts.task, prompts.facts)
+        if answer is not None and normal_form(answer, prompts.task) == form and completion.token_logprobs:
+            return replace(label, mean_nll=round(completion.mean_nll, 6))
+    return label
+
+
 def run(ctx: StageContext) -> StageStats:
     """Settle, measure, write; block by block, so that memory does not grow with U."""
     prompts = ctx.prompts()
@@ -145,16 +211,22 @@ def run(ctx: StageContext) -> StageStats:
     stats: Counter[str] = Counter()
 
     def labels() -> Iterator[PseudoLabel]:
-        drafts = draft_rows(ctx, prompts)
-        while block := list(islice(drafts, 8 * WINDOW)):
+        drafts, size = draft_rows(ctx, prompts), max(8 * WINDOW, ctx.backends.look_ahead or 0)
+        while block := list(islice(drafts, size)):
             unsure = [d for d in block if needs_justification(d.vote, ctx.config.justify)]
             verdicts = judge(ctx, unsure, prompts, model, "self-justification") if unsure else []
             by_id = {d.example.id: v for d, v in zip(unsure, verdicts, strict=True)}
             settled = [(d.example, settle(d, by_id.get(d.example.id), prompts)) for d in block]
             dropped.extend(replace(s, round=ctx.round) for _, s in settled if isinstance(s, Dropped))
             found = [(e, s) for e, s in settled if isinstance(s, PseudoLabel)]
-            for label in measure_confidence(ctx, found, prompts, model):
+            if ctx.backends.generator.exact_choice_scores:
+                measured = measure_confidence(ctx, found, prompts, model)
+            else:
+                measured = read_confidence(ctx, found, {d.example.id: d.candidates for d in block}, prompts, model)
+            for label in measured:
                 stats[f"n_{label.source}"] += 1
+                if label.mean_nll is None:
+                    stats["n_unmeasured"] += 1
                 yield label
 
     n = ctx.write("justify/pseudo_labels", labels(), PseudoLabel)

@@ -10,6 +10,7 @@ Absolute minima (`select.min_confidence`, `select.min_agreement`) come first and
 then taken over those that are left. They may leave nothing.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -48,6 +49,9 @@ def reason_to_drop(label: PseudoLabel, threshold: Threshold, config: SelectConfi
     if not is_ranked(label, config):
         return None
     value = uncertainty(label, config)
+    if value == math.inf:
+        detail = f"the model gave no {config.signal} for this answer"
+        return Dropped(label.example_id, "select", "confidence not measurable", detail=detail, round=label.round)
     if threshold.uncertainty is not None and value <= threshold.uncertainty:
         return None
     detail = f"{config.signal} {abs(value):.4f}, threshold {abs(threshold.uncertainty or 0.0):.4f}"
@@ -82,6 +86,14 @@ def run(ctx: StageContext) -> StageStats:
 
     ranked = [uncertainty(x, config) for x in labels() if is_ranked(x, config) and below_minimum(x, config) is None]
     threshold = find_threshold(ranked, config)
+    n_unmeasured = sum(x == math.inf for x in ranked)
+    if ranked and n_unmeasured == len(ranked):
+        raise DataError(
+            f"select: none of {len(ranked)} labels has a {config.signal} under the {config.prompt} prompt; "
+            "select.signal: agreement or sample_entropy needs no log-probabilities"
+        )
+    if threshold.uncertainty == math.inf:  # all that could be measured is surer than what could not
+        threshold = threshold._replace(uncertainty=max(x for x in ranked if x < math.inf))
     n_kept = ctx.write("select/kept", (x for x in labels() if not reason_to_drop(x, threshold, config)), PseudoLabel)
     dropped = (reason for x in labels() if (reason := reason_to_drop(x, threshold, config)))
     n_dropped = ctx.write("select/dropped", dropped, Dropped)
@@ -90,6 +102,8 @@ def run(ctx: StageContext) -> StageStats:
     if n_kept == 0:
         ctx.reporter.note("select: no pseudo-label reaches select.min_confidence and select.min_agreement")
     stats = {"n_kept": n_kept, "n_dropped": n_dropped, "signal": config.signal, **threshold._asdict()}
+    if n_unmeasured:
+        stats["n_unmeasured"] = n_unmeasured
     ctx.write_json("select/threshold", stats)
     return stats
 
