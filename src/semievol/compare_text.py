@@ -1,6 +1,7 @@
 """The sentences of a comparison: does it pay, how sure is that, what does it cost, which part matters.
 
-Read off the content of results.json. A difference is called one only where its interval leaves out zero.
+Read off the content of results.json. A difference is called one only where its interval leaves out zero and its test
+agrees (of a single run they can differ at the edge).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ PARTS = {
 }
 """What an arm `semievol-<part>` leaves out."""
 GOLD_MARK = "uses gold"
+LEVEL = 0.05
+"""Of the tests that the sentences read."""
 KEY_TITLES = {
     "n": "number of configurations n",
     "theta": "share of pseudo-labels kept \N{GREEK SMALL LETTER THETA}",
@@ -117,9 +120,11 @@ def _pay_sentence(headline: Mapping[str, Any], results: Mapping[str, Any]) -> st
     size = f"{abs(100 * headline['difference']):.1f} points"
     low, high = headline["ci_low"], headline["ci_high"]
     reached = f"{percent(ours['value'])}% against {percent(theirs['value'])}% {metric}"
-    if low > 0:
+    if low == high == 0:
+        return f"{a} and {b} have the same score on every test row: {percent(ours['value'])}% {metric}."
+    if low > 0 and headline["p_value"] <= LEVEL:
         return f"{a} pays: {size} {interval(low, high)} more than {b}, {reached}."
-    if high < 0:
+    if high < 0 and headline["p_value"] <= LEVEL:
         return f"{a} does not pay: {size} {interval(-high, -low)} less than {b}, {reached}."
     bounds = f"{signed(headline['difference'])} points {interval(low, high)}"
     return f"Whether {a} pays cannot be told: {bounds} against {b}, {reached}."
@@ -161,7 +166,7 @@ def _parts(results: Mapping[str, Any]) -> str:
     parts = results["parts"]
     if not parts:
         return ""
-    sure = sorted((p for p in parts if p["p_holm"] <= 0.05), key=lambda p: -abs(p["difference"]))
+    sure = sorted((p for p in parts if p["p_holm"] <= LEVEL), key=lambda p: -abs(p["difference"]))
     listed = "; ".join(
         f"{_part_name(p['reference'])} {signed(p['difference'])} {interval(p['ci_low'], p['ci_high'])}" for p in sure
     )
@@ -170,6 +175,8 @@ def _parts(results: Mapping[str, Any]) -> str:
     if rest:
         widest = max((p["detectable"] or 0.0 for p in parts if p not in sure), default=0.0)
         others = "the others" if sure else "the parts"
+        if not widest:
+            return f"{text}Leaving {', '.join(rest)} out changes the score of no test row."
         text += (
             f"Whether {others} ({', '.join(rest)}) matter cannot be told: differences below about "
             f"{100 * widest:.1f} points would be missed."
@@ -210,8 +217,8 @@ def _sweep_points(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     ours = [d for d in results["differences"] if d["arm"] == results["main"]]
     points = []
     if ours:
-        above = sum(d["p_holm"] <= 0.05 and d["difference"] > 0 for d in ours)
-        below = sum(d["p_holm"] <= 0.05 and d["difference"] < 0 for d in ours)
+        above = sum(d["p_holm"] <= LEVEL and d["difference"] > 0 for d in ours)
+        below = sum(d["p_holm"] <= LEVEL and d["difference"] < 0 for d in ours)
         reference = arm_label(results["reference"])
         points.append(
             (

@@ -18,7 +18,7 @@ from semievol.compare_format import Column, Table, table_csv, table_latex, table
 from semievol.compare_load import load_comparison, run_cost
 from semievol.compare_report import build_results, short_table, write_compare_report
 from semievol.compare_tables import build_tables
-from semievol.compare_text import arm_label, duration, large
+from semievol.compare_text import arm_label, duration, large, write_verdict
 from semievol.errors import ArtifactError, ConfigError
 from semievol.metrics import clopper_pearson_interval, holm, mcnemar_p_value, wilson_interval
 from semievol.types import Prediction
@@ -308,6 +308,20 @@ def test_verdict_stands_first(page):
 def test_verdict_says_what_the_interval_says(tmp_path, ours, sentence):
     write_folder(tmp_path, {"sft": 0.5, "semievol": ours})
     assert sentence in build_results(load_comparison(tmp_path))["verdict"]["sentence"]
+
+
+def test_verdict_on_arms_that_answer_alike(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.7}, seeds=(0, 1))
+    for seed in (0, 1):
+        found = tmp_path / f"split-0/seed-{seed}"
+        shutil.copytree(found / "sft", found / "semievol", dirs_exist_ok=True)
+    sentence = build_results(load_comparison(tmp_path))["verdict"]["sentence"]
+    assert sentence == "SemiEvol and SFT have the same score on every test row: 50.0% accuracy."
+
+
+def test_verdict_needs_the_test_beside_the_interval(results):
+    headline = results["headline"] | {"ci_low": 0.01, "p_value": 0.06}
+    assert "cannot be told" in write_verdict(results | {"headline": headline}).sentence
 
 
 def test_verdict_where_the_method_is_the_reference(tmp_path):
