@@ -237,7 +237,7 @@ class FakeTrainer:
         """`max_steps`, or as many steps of eight rows as the epochs hold."""
         if config.max_steps is not None:
             return config.max_steps
-        return math.ceil(math.ceil(n_rows / ROWS_PER_STEP) * config.num_train_epochs)
+        return math.ceil(math.ceil(n_rows / ROWS_PER_STEP) * float(config.num_train_epochs))
 
 
 def _render(messages: Sequence[Message]) -> str:
