@@ -6,7 +6,7 @@ one decimal.
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from semievol.compare_text import duration, large
@@ -57,7 +57,11 @@ def format_value(value: Any, kind: str) -> str:
         return f"{value:,.0f}"
     if kind == "decimal":
         return f"{value:.3f}"
-    formats = {"duration": duration, "large": large, "bytes": lambda n: format_bytes(int(n))}
+    formats: dict[str, Callable[[Any], str]] = {
+        "duration": duration,
+        "large": large,
+        "bytes": lambda n: format_bytes(int(n)),
+    }
     return formats[kind](value) if kind in formats else str(value)
 
 

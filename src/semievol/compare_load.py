@@ -133,7 +133,7 @@ class ComparisonData:
         wanted = dict(setting or {})
         cells = [cell for cell in self.cells if cell.arm.name == arm]
         exact = [cell for cell in cells if dict(cell.setting) == wanted]
-        return (exact or [cell for cell in cells if not cell.setting] or [None])[0]
+        return next(iter(exact or [cell for cell in cells if not cell.setting]), None)
 
 
 def load_comparison(folder: Path) -> ComparisonData:

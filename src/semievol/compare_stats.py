@@ -209,7 +209,8 @@ def _sum_blocks(
 ) -> Floats:
     """Sums of `values` (runs, rows) over the cells that run units and row units make."""
     cells = (run_at[:, np.newaxis] * n_rows + row_at).ravel()
-    return np.bincount(cells, weights=values.ravel(), minlength=n_runs * n_rows)
+    sums: Floats = np.bincount(cells, weights=values.ravel(), minlength=n_runs * n_rows).astype(np.float64)
+    return sums
 
 
 def _positions(keys: Sequence[Hashable] | None, n: int, name: str) -> tuple[NDArray[np.int64], int]:

@@ -117,7 +117,7 @@ def _paired_table(
     rows = [
         {
             **d,
-            **_names(d | {"arm": d[arm], "uses_gold": gold[d[arm]]}),
+            **_names({**d, "arm": d[arm], "uses_gold": gold[d[arm]]}),
             "interval": _ends(d),
             "bootstrap": None if d["bootstrap_low"] is None else (d["bootstrap_low"], d["bootstrap_high"]),
             "method": METHOD_TITLES[d["method"]],

@@ -19,7 +19,7 @@ from semievol.config import (
     RunConfig,
 )
 from semievol.costs import Sizes, StagePlan, configurations
-from semievol.prices import AS_OF, BATCH_SHARE, Price, price_of
+from semievol.prices import AS_OF, BATCH_SHARE, dollars, price_of
 
 ESTIMATE_RANGE = (0.8, 1.25)
 """Around a token count that comes from bytes; measured on English text."""
@@ -154,9 +154,9 @@ def _price_uses(
             continue
         n_answers = use.n * use.answers
         usual, most = n_answers * sizes.completion_tokens, n_answers * max(limit, sizes.completion_tokens)
-        high += share * _dollars(price, use.n * use.prompt * around[1], most)
+        high += share * dollars(price, input_tokens=use.n * use.prompt * around[1], output_tokens=most)
         if use.is_certain:
-            low += share * _dollars(price, use.n * use.prompt * around[0], usual * around[0])
+            low += share * dollars(price, input_tokens=use.n * use.prompt * around[0], output_tokens=usual * around[0])
     is_known = not uses or config.model.path not in unknown
     return StageMoney(
         stage,
@@ -198,12 +198,8 @@ def _price_embedding(
     if price is None:
         unknown[embedder.model] = None
         return StageMoney("retrieve", requests, round(tokens), 0, 0, None, None)
-    cost = tokens * price.input / 1e6
+    cost = dollars(price, input_tokens=tokens, output_tokens=0)
     return StageMoney("retrieve", requests, round(tokens), 0, 0, 0.2 * cost, cost * around[1])
-
-
-def _dollars(price: Price, input_tokens: float, output_tokens: float) -> float:
-    return (price.input * input_tokens + price.output * output_tokens) / 1e6
 
 
 def limit_warnings(config: RunConfig, money: Money) -> list[str]:

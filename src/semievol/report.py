@@ -70,7 +70,8 @@ def draw_report(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> 
     Raises:
         ArtifactError: If a part of the run folder is missing or broken.
     """
-    return page_environment().get_template(TEMPLATE).render(build_page(config, run_dir, results))
+    page: str = page_environment().get_template(TEMPLATE).render(build_page(config, run_dir, results))
+    return page
 
 
 def page_environment() -> Any:

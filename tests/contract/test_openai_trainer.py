@@ -8,13 +8,16 @@ import sys
 import threading
 import time
 from datetime import date
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from semievol.artifacts import RunDir
 from semievol.backends.base import open_trainer
-from semievol.backends.openai_jobs import FINGERPRINT_KEY, JobRecord, read_record, write_record
+from semievol.backends.openai_jobs import FINGERPRINT_KEY, JobRecord, JobSpec, read_record, start_job, write_record
+from semievol.backends.openai_rows import build_training_file
+from semievol.backends.openai_server import open_server
 from semievol.backends.openai_trainer import OpenAITrainer
 from semievol.config import AzureConfig, FakeTrainerConfig, ModelConfig, OpenAITrainerConfig
 from semievol.errors import ArtifactError, ConfigError, TrainingError
@@ -141,6 +144,55 @@ def test_fit_goes_on_from_a_tuned_model(emulator, tmp_path):
     second = fit(emulator, tmp_path / "two", model=first.model)
     assert created(emulator)[1]["model"] == first.model.base
     assert second.model.base != first.model.base
+
+
+class OlderServer(BaseHTTPRequestHandler):
+    """Refuses what came to the protocol later."""
+
+    def answer(self, status: int, body: dict) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        if "metadata" in self.path:
+            self.answer(400, {"error": {"message": "Unknown query parameter: metadata"}})
+        else:
+            self.answer(200, {"object": "list", "data": [], "has_more": False})
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers["content-length"]))
+        if self.path.endswith("/files"):
+            self.answer(200, {"id": "file-1", "object": "file", "bytes": 1, "filename": "x", "status": "processed"})
+            return
+        body = json.loads(raw)
+        unknown = [name for name in ("metadata", "method") if name in body]
+        if unknown:
+            self.answer(400, {"error": {"message": f"Unrecognized request argument supplied: {unknown[0]}"}})
+        else:
+            self.answer(200, {"id": "ftjob-1", "status": "queued", "model": json.dumps(body["hyperparameters"])})
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_start_job_leaves_out_what_an_older_server_does_not_know(tmp_path):
+    server = HTTPServer(("127.0.0.1", 0), OlderServer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        config = OpenAITrainerConfig(base_url=f"http://127.0.0.1:{server.server_port}/v1", api_key_env=None)
+        spec = JobSpec(MODEL, build_training_file(make_rows()), None, {"n_epochs": 2}, 0, None)
+        with open_server(config, sleep=lambda s: None) as opened:
+            assert start_job(opened, spec, RunDir(tmp_path)).job == "ftjob-1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert read_record(RunDir(tmp_path)).training_file == "file-1"
 
 
 # One job, whatever happens

@@ -88,6 +88,28 @@ def test_answer_is_stored_before_the_next_one_is_taken(tmp_path):
         assert len(list(stream.answers(compute, "test"))) == 3
 
 
+def test_row_that_hangs_holds_back_no_more_than_the_look_ahead(tmp_path):
+    n_asked = []
+
+    def compute(requests):
+        """Answers all but the first until the stream pauses, then the first."""
+        feed = iter(requests)
+        first, n = next(feed), 1
+        for request in feed:
+            if request is None:
+                break
+            n += 1
+            yield Result(request.id, (Completion("x"),))
+        n_asked.append(n)
+        yield Result(first.id, (Completion("x"),))
+
+    texts = [f"text {i}" for i in range(100)]
+    with RowStore(tmp_path / "rows.sqlite") as store:
+        stream: AnswerStream[Result] = AnswerStream(keyed(texts), store, ADAPTER, lambda _: None, look_ahead=8)
+        assert len(list(stream.answers(compute, "test"))) == 100
+    assert max(n_asked) == 8
+
+
 def test_failed_row_is_handed_on_and_not_stored(tmp_path):
     with RowStore(tmp_path / "rows.sqlite") as store:
 

@@ -11,7 +11,20 @@ ROOT = Path(semievol.__file__).parent
 LAYERS = (
     ("types", "errors"),
     ("config",),
-    ("prompts", "answers", "metrics", "artifacts", "backends", "tables", "loading", "answering", "progress"),
+    (
+        "prompts",
+        "answers",
+        "metrics",
+        "artifacts",
+        "backends",
+        "tables",
+        "loading",
+        "answering",
+        "progress",
+        "prices",
+        "choice_reading",
+        "answer_stream",
+    ),
     ("stage", "sft", "pools", "audit", "auditing", "scoring", "demonstrations", "sharing", "comparison"),
     ("stages",),
     (
@@ -27,6 +40,9 @@ LAYERS = (
         "model_card",
         "checking",
         "summary",
+        "cancelling",
+        "money",
+        "confirming",
     ),
     ("cli",),
 )

@@ -27,7 +27,7 @@ from semievol.backends.openai_batches import (
 )
 from semievol.backends.openai_calls import Cost, describe
 from semievol.backends.openai_chat import Abilities, Answer, chat_body, read_answer
-from semievol.backends.openai_client import MalformedAnswer, address
+from semievol.backends.openai_client import MalformedAnswer, address, redact
 from semievol.backends.openai_generator import OpenAIGenerator
 from semievol.backends.openai_server import Server, open_server
 from semievol.backends.openai_tokens import most_tokens
@@ -270,6 +270,7 @@ class OpenAIBatchGenerator(OpenAIGenerator):
             if custom_id not in parts:  # of rows that were answered and stored before
                 continue
             found, error = _read(outcome, abilities)
+            error = redact(error, self._config)
             if found is not None:
                 self._prompt_tokens += found.n_prompt_tokens
                 self._completion_tokens += found.n_completion_tokens

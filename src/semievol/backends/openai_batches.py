@@ -156,7 +156,11 @@ def wait_for_batches(
                 said[record.name] = status
         if not waiting or time.monotonic() + wait > end:
             break
-        server.sleep(wait)
+        try:
+            server.sleep(wait)
+        except KeyboardInterrupt:
+            logger.info("%d batches go on on the server; `semievol cancel RUN` stops them", len(waiting))
+            raise
     for record in waiting.values():
         yield record, None
 

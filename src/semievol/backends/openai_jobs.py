@@ -8,6 +8,7 @@ answer, a retry after a lost answer) is found on the server and taken up, never 
 import base64
 import csv
 import io
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -136,10 +137,13 @@ def find_job(server: Server, spec: JobSpec) -> "FineTuningJob | None":
 
 def jobs_of(server: Server, fingerprint: str) -> "list[FineTuningJob]":
     """All jobs on the server that carry the fingerprint."""
-    listed = server.client.fine_tuning.jobs.list(limit=100, metadata={FINGERPRINT_KEY: fingerprint})
-    marked = [j for j in islice(listed, 300) if (j.metadata or {}).get(FINGERPRINT_KEY) == fingerprint]
-    if marked:
-        return marked
+    from openai import BadRequestError
+
+    with suppress(BadRequestError):  # of servers that cannot filter
+        listed = server.client.fine_tuning.jobs.list(limit=100, metadata={FINGERPRINT_KEY: fingerprint})
+        marked = [j for j in islice(listed, 300) if (j.metadata or {}).get(FINGERPRINT_KEY) == fingerprint]
+        if marked:
+            return marked
     # A server that drops metadata still knows which file a job was trained on.
     files = server.find_files(_file_name(fingerprint, "train"), "fine-tune")
     if not files:
@@ -181,6 +185,8 @@ def _create(server: Server, spec: JobSpec, record: JobRecord) -> "FineTuningJob"
             return once.fine_tuning.jobs.create(**arguments)
         except Exception as error:
             fault = server.fault(error, spec.model)
+            if _leave_out_unknown(arguments, fault.text):
+                continue
             if fault.kind != "transient" or attempt == CREATE_ATTEMPTS:
                 raise
             logger.info("creating the job failed (%s); looking for it before asking again", fault.text)
@@ -189,6 +195,17 @@ def _create(server: Server, spec: JobSpec, record: JobRecord) -> "FineTuningJob"
         if found is not None:
             return found
     raise AssertionError("growing_waits does not end")
+
+
+def _leave_out_unknown(arguments: dict[str, Any], said: str) -> bool:
+    """Take out what an older server complains of by name; whether there was such a thing."""
+    if "metadata" in arguments and re.search(r"\bmetadata\b", said):
+        del arguments["metadata"]  # the name of the file still tells the job
+        return True
+    if "method" in arguments and re.search(r"\bmethod\b", said):
+        arguments["hyperparameters"] = arguments.pop("method")["supervised"]["hyperparameters"]
+        return True
+    return False
 
 
 def wait_for_job(

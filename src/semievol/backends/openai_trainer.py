@@ -25,6 +25,7 @@ from semievol.backends import openai_jobs as jobs
 from semievol.backends import openai_rows
 from semievol.backends.base import FitReport, Progress
 from semievol.backends.notes import logger
+from semievol.backends.openai_client import redact
 from semievol.backends.openai_dates import explain_refusal, fine_tuning_notice
 from semievol.backends.openai_jobs import Event, JobRecord, JobSpec
 from semievol.backends.openai_server import Server, open_server
@@ -202,7 +203,8 @@ class OpenAITrainer:
         if job.status != "succeeded":
             # Noted, so that the next run starts another job in the place of this one.
             jobs.write_record(folder, replace(record, status=str(job.status)))
-            raise TrainingError(f"{jobs.failure_text(job)}; running again starts a new job")
+            words = redact(jobs.failure_text(job), settings)
+            raise TrainingError(f"{words}; running again starts a new job")
         return job, events
 
 
