@@ -1,6 +1,7 @@
 """Whole runs against an emulated server: without torch, with faults, killed; nothing lost, nothing bought twice."""
 
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -139,6 +140,29 @@ def n_stored(run: Path) -> int:
         return 0
 
 
+def kill_when_stored(config: Path, run: Path, n_rows: int, extra_seconds: float = 0.0) -> bool:
+    """Start the run and kill it once it has stored `n_rows` answers; False if it ended before."""
+    process = start(config)
+    end = time.monotonic() + 60
+    while n_stored(run) < n_rows and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    time.sleep(extra_seconds)
+    running = process.poll() is None
+    if running:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return running
+
+
+def finish(config: Path) -> str:
+    """Run to the end; what it wrote to both streams."""
+    process = start(config)
+    stdout, stderr = (stream.decode() for stream in process.communicate(timeout=120))
+    assert process.returncode == 0, stderr[-2000:]
+    assert stdout.strip().endswith("heavy: []")
+    return stdout + stderr
+
+
 def test_run_killed_twice_ends_the_same_and_asks_no_stored_row_again_and_imports_no_torch(
     emulator, files, tmp_path, undisturbed
 ):
@@ -147,23 +171,30 @@ def test_run_killed_twice_ends_the_same_and_asks_no_stored_row_again_and_imports
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(settings(emulator, files, tmp_path, generator={"max_concurrency": 4})))
     for n_rows in (20, 120):
-        process = start(config)
-        end = time.monotonic() + 60
-        while n_stored(tmp_path / "run") < n_rows and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.005)
-        assert process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    process = start(config)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr.decode()[-2000:]
-    assert stdout.decode().strip().endswith("heavy: []")
-    run_dir = RunDir(tmp_path / "run")
-    assert decisions(run_dir) == expected
+        assert kill_when_stored(config, tmp_path / "run", n_rows)
+    shown = finish(config)
+    assert decisions(RunDir(tmp_path / "run")) == expected
     # What was under way when the process died is all that can have been answered twice.
     n_requests = emulator.counters()["requests"][CHAT]
     assert n_undisturbed <= n_requests <= n_undisturbed + 2 * 4
-    assert KEY not in stdout.decode() + stderr.decode()
+    assert KEY not in shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_run_killed_at_twenty_random_moments_ends_the_same(emulator, files, tmp_path, undisturbed):
+    _, expected, n_undisturbed = undisturbed
+    faults = {kind: {"rate": 0.07, "route": "chat"} for kind in ("rate_limit", "server_error", "drop_before")}
+    emulator.set_faults(latency_ms=20, seed=5, retry_after=0.01, **faults)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings(emulator, files, tmp_path, generator={"max_concurrency": 4})))
+    draw = random.Random(7)
+    moments = sorted(draw.randrange(n_undisturbed) for _ in range(20))
+    n_killed = sum(kill_when_stored(config, tmp_path / "run", n, draw.uniform(0, 0.2)) for n in moments)
+    assert n_killed >= 15
+    finish(config)
+    assert decisions(RunDir(tmp_path / "run")) == expected
+    assert bought_twice(emulator) <= 4 * n_killed
 
 
 def test_server_without_logprobs_stops_the_run_before_anything_is_paid(emulator, files, tmp_path):
