@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,7 +37,7 @@ from semievol.money import Money, estimate_money, limit_warnings
 from semievol.prompts import PromptBuilder
 from semievol.stage import Backends, SilentReporter, StageContext
 from semievol.stages import data as data_stage
-from semievol.surroundings import check_folder, check_hub, check_keys, check_model, missing_packages
+from semievol.surroundings import check_folder, check_hub, check_keys, check_model, check_tuning, missing_packages
 from semievol.timing import measure_speed, spread, stage_seconds
 from semievol.timing import to_json as timing_json
 from semievol.types import Example, Message, SplitName
@@ -150,7 +151,7 @@ def check_run(config: RunConfig, *, measure: bool = False) -> CheckResult:
     """
     found = CheckResult(config)
     found.faults += missing_packages(config)
-    found.warnings += check_keys(config)
+    found.warnings += [*check_keys(config), *check_tuning(config, date.today())]
     folder_faults, folder_warnings, found.finished = check_folder(config)
     found.faults += folder_faults
     found.warnings += folder_warnings

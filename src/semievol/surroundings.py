@@ -4,12 +4,15 @@ import importlib.util
 import os
 import socket
 import tempfile
+from datetime import date
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from semievol.artifacts import RunDir
 from semievol.backends.base import HOSTED
-from semievol.config import EndpointConfig, RunConfig
+from semievol.backends.openai_client import address
+from semievol.backends.openai_dates import fine_tuning_notice
+from semievol.config import EndpointConfig, OpenAITrainerConfig, RunConfig
 from semievol.costs import ModelSize, model_size
 from semievol.errors import ArtifactError, SemiEvolError
 from semievol.pipeline import plan_steps
@@ -48,6 +51,14 @@ def check_keys(config: RunConfig) -> list[str]:
         for name in names
         if not os.environ.get(name, "").strip()
     ]
+
+
+def check_tuning(config: RunConfig, today: date) -> list[str]:
+    """A warning where OpenAI itself is to fine-tune: it refuses some already, and everybody soon."""
+    if not isinstance(config.trainer, OpenAITrainerConfig):
+        return []
+    notice = fine_tuning_notice(address(config.trainer), config.model.path, today)
+    return [] if notice is None else [f"trainer.type: openai: {notice}"]
 
 
 def check_folder(config: RunConfig) -> tuple[list[str], list[str], list[str]]:

@@ -16,6 +16,7 @@ from semievol.backends.openai_rows import build_training_file, check_rows, check
 from semievol.backends.openai_server import growing_waits
 from semievol.config import parse_config
 from semievol.errors import ConfigError, TrainingError
+from semievol.surroundings import check_tuning
 from semievol.types import Message, SftRow
 
 OPENAI = "https://api.openai.com/v1"
@@ -198,6 +199,14 @@ def test_refusal_of_any_other_server_is_its_own_words():
 )
 def test_retirement_counts_snapshots_and_tuned_copies(model, day):
     assert retirement(model) == day
+
+
+def test_check_warns_of_the_end_at_openai_and_of_no_other_server():
+    data = {"data": {"labeled": "a.csv", "unlabeled": "b.csv"}, "model": {"path": "gpt-4o-mini"}}
+    openai, mine = ({"type": "openai", **changes} for changes in ({}, {"base_url": MINE}))
+    (warning,) = check_tuning(parse_config({**data, "trainer": openai}), date(2026, 11, 23))
+    assert "until 2027-01-06" in warning
+    assert check_tuning(parse_config({**data, "trainer": mine}), date(2027, 6, 1)) == []
 
 
 # Config
