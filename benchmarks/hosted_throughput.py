@@ -7,9 +7,8 @@ here. `--rows` sends rows through the row store, as a run does, and prints the m
     python benchmarks/hosted_throughput.py                      # 1,000 requests, 50 ms, concurrency 8, 16, 32
     python benchmarks/hosted_throughput.py --rows 100000 --latency 0.002
 
-A request costs this process about 2 ms of CPU (2026-11; most of it in the HTTP client), so one core carries some 400 a
-second, and more concurrency than 400 * LATENCY reaches no further. The shares are not recorded yet: both cores of the
-only machine at hand were taken by other work (107 of 160 a second at concurrency 8, with seven processes in the queue).
+A request costs this process about 2 ms of CPU (most of it in the HTTP client), so one core carries some 400 a second, and
+more concurrency than 400 * LATENCY reaches no further. Measured shares: docs/results.md.
 """
 
 import argparse
