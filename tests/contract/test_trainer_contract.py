@@ -459,6 +459,7 @@ def test_a_start_that_is_run_once_gives_the_same_loss_and_gradients(request, tmp
     trainer, batch = completion_trainer(request.getfixturevalue(f"tiny_{name}_dir"), tmp_path, SHARED_ROWS, r=r)
     model = trainer.model.train()
     assert trainer._count_shared(batch) == len(START)
+    assert int(batch["attention_mask"].sum()) < batch["attention_mask"].numel()
     found = []
     for n_shared in (0, len(START)):
         model.zero_grad()
@@ -489,6 +490,21 @@ def test_a_start_is_not_shared_where_it_does_not_pay_or_holds_the_answer(tiny_ll
     trainer, batch = completion_trainer(tiny_llama_dir, tmp_path, rows)
     trainer.model.train()
     assert trainer._count_shared(batch) == 0
+
+
+def test_padding_never_stands_before_a_label(tiny_llama_dir, tmp_path):
+    rows = [((*START, 50, 51, 3), len(START)), ((*START, 50, 52, 53, 54, 3), len(START))]
+    trainer, batch = completion_trainer(tiny_llama_dir, tmp_path, rows)
+    for labels, mask in zip(batch["labels"].tolist(), batch["attention_mask"].tolist(), strict=True):
+        assert all(mask[i - 1] for i, label in enumerate(labels) if label != -100)
+    trainer.model.eval()
+    with torch.no_grad():
+        total, n_tokens = trainer._own_nll(trainer.model, dict(batch), 0)
+        alone = sum(
+            float(trainer._own_nll(trainer.model, trainer.data_collator([row]), 0)[0]) for row in trainer.train_dataset
+        )
+    assert int(n_tokens) == 8
+    assert float(total) == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_start_is_not_shared_under_dropout(tiny_llama_dir, tmp_path):

@@ -39,7 +39,7 @@ class CompletionCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Batch of shape (n, longest row); `weights`, where rows have one, of shape (n,)."""
         width = max(len(row["input_ids"]) for row in rows)
-        n_start = common_length([row["input_ids"] for row in rows]) if self.start_first else 0
+        n_start = _count_start(rows) if self.start_first else 0
         input_ids = torch.full((len(rows), width), self.pad_token_id)
         labels = torch.full((len(rows), width), IGNORED)
         attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -60,6 +60,12 @@ class CompletionCollator:
         if "weight" in rows[0]:
             batch["weights"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         return batch
+
+
+def _count_start(rows: list[dict[str, Any]]) -> int:
+    """Tokens that all rows start with, without the last one before a label: it predicts, so it stands right before."""
+    first_labels = (next(i for i, label in enumerate(row["labels"]) if label != IGNORED) for row in rows)
+    return max(0, min(common_length([row["input_ids"] for row in rows]), min(first_labels) - 1))
 
 
 class LengthGroupedEpochs(torch.utils.data.Sampler[int]):
