@@ -7,8 +7,8 @@ here. `--rows` sends rows through the row store, as a run does, and prints the m
     python benchmarks/hosted_throughput.py                      # 1,000 requests, 50 ms, concurrency 8, 16, 32
     python benchmarks/hosted_throughput.py --rows 100000 --latency 0.002
 
-A request costs this process some milliseconds of CPU (most of it in the HTTP client), so one core carries a few hundred a
-second, and more concurrency than that times LATENCY reaches no further. Measured shares: docs/results.md.
+A request costs this process some milliseconds of CPU, most of it in the HTTP client, so one core carries a few hundred
+a second, and more concurrency than that times LATENCY reaches no further.
 """
 
 import argparse

@@ -67,13 +67,13 @@ def demo_config(data: DemoData, path: Path, *, seed: int) -> dict[str, Any]:
         "data": {split: str(path / "input" / f"{split}.csv") for split in ("labeled", "unlabeled", "test")},
         "model": {"path": "pocket"},
         "embedder": {"type": "sentence_transformers", "model": "minilm"},
-        "retrieve": {"k": 2},  # prompt tokens are most of the demo's work
+        "retrieve": {"k": 1},  # prompt tokens are most of the demo's work
         "propagate": {
             "configurations": [
                 {"model": "warm", "k": 0},
+                {"model": "warm", "k": 0},
                 {"model": "warm", "k": 1},
-                {"model": "warm", "k": 2},
-                {"model": "base", "k": 2},
+                {"model": "base", "k": 1},
             ]
         },
         "trainer": {
