@@ -211,13 +211,29 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         return (nll * weights[:, None].expand_as(kept)[kept]).sum(), kept.sum()
 
     def _run_shared(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], n_shared: int) -> dict[str, Any]:
-        """Run the first `n_shared` columns of one row; what the forward pass over the others of all rows takes."""
-        start = {name: inputs[name][:1, :n_shared] for name in ("input_ids", "attention_mask", "position_ids")}
+        """Run the first `n_shared` columns of one row; what the forward pass over the others of all rows takes.
+
+        Both passes take the embeddings of one lookup: its gradient is as large as the embedding matrix.
+        """
+        ids, positions = inputs["input_ids"], inputs["position_ids"]
+        looked_up = self._base.get_input_embeddings()(torch.cat([ids[0, :n_shared], ids[:, n_shared:].flatten()]))
+        start, rest = looked_up[:n_shared][None], looked_up[n_shared:].unflatten(0, (len(ids), -1))
         keep = {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
-        out = model(**start, **keep, use_cache=True)
-        prefix = SharedPrefix(start["input_ids"][0].tolist(), out.past_key_values)
-        rest = {name: inputs[name][:, n_shared:] for name in ("input_ids", "position_ids")}
-        return {**rest, "past_key_values": prefix.expand(len(inputs["input_ids"])), "use_cache": True}
+        out = model(
+            inputs_embeds=start,
+            attention_mask=inputs["attention_mask"][:1, :n_shared],
+            position_ids=positions[:1, :n_shared],
+            use_cache=True,
+            **keep,
+        )
+        prefix = SharedPrefix(ids[0, :n_shared].tolist(), out.past_key_values)
+        return {
+            "input_ids": None,
+            "inputs_embeds": rest,
+            "position_ids": positions[:, n_shared:],
+            "past_key_values": prefix.expand(len(ids)),
+            "use_cache": True,
+        }
 
     def _count_shared(self, inputs: dict[str, torch.Tensor]) -> int:
         """Leading columns in which all rows are equal, if running them once is worth a pass of its own, else 0."""
@@ -388,9 +404,9 @@ def can_share_start(model: PreTrainedModel | PeftModel, arguments: SFTConfig) ->
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     drops = any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in model.modules())
     drops = drops or (getattr(base.config, "attention_dropout", None) or 0.0) > 0
-    takes_both = {"position_ids", "past_key_values"} <= set(inspect.signature(type(base).forward).parameters)
+    takes_all = {"position_ids", "past_key_values", "inputs_embeds"} <= set(inspect.signature(type(base).forward).parameters)
     checkpoints = next(getattr(arguments, name) for name in CHECKPOINTING if hasattr(arguments, name))
-    return takes_both and has_full_attention(base) and not drops and not checkpoints
+    return takes_all and has_full_attention(base) and not drops and not checkpoints
 
 
 def _check_weights(model: torch.nn.Module, step: int) -> None:
