@@ -404,7 +404,8 @@ def can_share_start(model: PreTrainedModel | PeftModel, arguments: SFTConfig) ->
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     drops = any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in model.modules())
     drops = drops or (getattr(base.config, "attention_dropout", None) or 0.0) > 0
-    takes_all = {"position_ids", "past_key_values", "inputs_embeds"} <= set(inspect.signature(type(base).forward).parameters)
+    accepted = inspect.signature(type(base).forward).parameters
+    takes_all = {"position_ids", "past_key_values", "inputs_embeds"} <= set(accepted)
     checkpoints = next(getattr(arguments, name) for name in CHECKPOINTING if hasattr(arguments, name))
     return takes_all and has_full_attention(base) and not drops and not checkpoints
 
