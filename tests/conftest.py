@@ -13,7 +13,7 @@ from tests.emulator.fixtures import transformers_serve as transformers_serve
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for jobs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the hub
 
 CHATML = (

@@ -51,7 +51,7 @@ Format = Annotated[str, typer.Option("--format", help="Of the table: `text`, `cs
 def main() -> None:
     """Run the command line."""
     # How long a thread of torch waits actively. Always: threads starve each other when the machine has other work;
-    # never: training a small model on two threads takes a quarter longer.
+    # never: the many short operations of a small model lose more to waking up than they gain from a second thread.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     sys.exit(run_app(sys.argv[1:]))
 
