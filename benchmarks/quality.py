@@ -62,15 +62,18 @@ LARGE: dict[str, Any] = {"trainer": {"type": "trl", "per_device_train_batch_size
 """For `--model`: the paper's settings (LoRA, learning rate 1e-4, 2 epochs, 8 rows a step)."""
 
 
-Configure = Callable[[Path, dict[str, Any], int], RunConfig | dict[int, RunConfig]]
-"""(data folder, settings, draws) -> one config, or one for each draw."""
+Raw = dict[str, Any]
+"""A config as YAML gives it."""
 
 
 class Cell(NamedTuple):
     """A task with a number of labelled rows."""
 
-    config: Configure
+    data: Callable[[Path], Raw] | None
+    """Sections that the task sets, given the data folder. None: the docstrings, which are made on the spot."""
     is_core: bool = True
+    is_drawn: bool = True
+    """Whether each draw has other labelled rows; else it has another seed of training and sampling."""
 
 
 def main() -> None:
@@ -85,15 +88,23 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=OUTPUT_DIR)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_intermixed_args()
+    settings = {**(POCKET if arguments.model == "pocket" else LARGE), "model": {"path": arguments.model}}
     for name in arguments.cells:
-        settings = {**(POCKET if arguments.model == "pocket" else LARGE), "model": {"path": arguments.model}}
-        settings = apply_overrides(settings, arguments.overrides)
-        folder = arguments.output_dir / name
+        cell, folder, draws = CELLS[name], arguments.output_dir / name, range(arguments.draws)
+        if cell.data is None:
+            overrides = [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *arguments.overrides]
+            configs: RunConfig | dict[int, RunConfig] = {
+                draw: prepare_demo("docstrings", seed=draw, output_dir=folder / f"tasks/{draw}", overrides=overrides)
+                for draw in draws
+            }
+        else:
+            raw = {**settings, **cell.data(arguments.data), "output_dir": str(folder)}
+            configs = parse_config(apply_overrides(raw, arguments.overrides))
         compare(
-            CELLS[name].config(arguments.data, {**settings, "output_dir": str(folder)}, arguments.draws),
+            configs,
             arguments.arms.split(","),
-            seeds=[0],
-            splits=range(arguments.draws),
+            seeds=[0] if cell.is_drawn else draws,
+            splits=draws if cell.is_drawn else [0],
             use_gold=True,
             output_dir=folder,
             jobs=arguments.jobs,
@@ -102,64 +113,67 @@ def main() -> None:
         print(f"{name}: {write_compare_report(folder)}", flush=True)
 
 
-def authors_csv(task: str, **draws: int) -> Configure:
-    """The authors' split of a task; `draws` bound the rows, drawn anew for each draw."""
+def authors_csv(task: str, *, unlabeled: str = "unlabeled", **limits: float) -> Callable[[Path], Raw]:
+    """The authors' split of a task. `limits` are further keys of the section `data`."""
 
-    def config(data: Path, settings: dict[str, Any], _: int) -> RunConfig:
-        files = {split: str(data / "semievol" / task / f"{split}.csv") for split in ("labeled", "unlabeled", "test")}
-        return parse_config({**settings, "data": {**files, **{f"max_{k}": n for k, n in draws.items()}}})
+    def sections(data: Path) -> Raw:
+        names = {"labeled": "labeled", "unlabeled": unlabeled, "test": "test"}
+        files = {split: str(data / "semievol" / task / f"{name}.csv") for split, name in names.items()}
+        return {"data": {**files, **limits}}
 
-    return config
+    return sections
 
 
-def banking(n_labeled: int) -> Configure:
+def banking(n_labeled: int) -> Callable[[Path], Raw]:
     """Ten intents of banking77 as lettered options; labelled rows are drawn from 300, the test rows are all 400."""
 
-    def config(data: Path, settings: dict[str, Any], _: int) -> RunConfig:
-        folder = prepare_banking77.prepare(
-            data / "banking77", OUTPUT_DIR / "banking77-input", labeled=300, unlabeled=1000
-        )
+    def sections(data: Path) -> Raw:
+        folder = OUTPUT_DIR / "banking77-input"
+        prepare_banking77.prepare(data / "banking77", folder, labeled=300, unlabeled=1000)
         files = {split: str(folder / f"{split}.csv") for split in ("labeled", "unlabeled", "test")}
-        return parse_config({**settings, "data": {**files, "max_labeled": n_labeled, "max_unlabeled": 1000}})
+        return {"data": {**files, "max_labeled": n_labeled, "max_unlabeled": 1000}}
 
-    return config
+    return sections
 
 
-def banking_labels(n_labeled: int) -> Configure:
+def banking_labels(n_labeled: int) -> Callable[[Path], Raw]:
     """All 77 intents as one label set; labelled and unlabelled rows are parts of the training file."""
 
-    def config(data: Path, settings: dict[str, Any], _: int) -> RunConfig:
-        folder = prepare_banking77.prepare_labels(data / "banking77", OUTPUT_DIR / "banking77-labels", labeled=4000)
+    def sections(data: Path) -> Raw:
+        folder = OUTPUT_DIR / "banking77-labels"
+        prepare_banking77.prepare_labels(data / "banking77", folder, labeled=4000)
         files = {split: str(folder / f"{split}.csv") for split in ("labeled", "unlabeled", "test")}
-        task = {"task": {"type": "label"}}
-        return parse_config({**settings, **task, "data": {**files, "max_labeled": n_labeled, "max_unlabeled": 3000}})
+        return {"task": {"type": "label"}, "data": {**files, "max_labeled": n_labeled, "max_unlabeled": 3000}}
 
-    return config
+    return sections
 
 
-def docstrings(_: Path, settings: dict[str, Any], draws: int) -> dict[int, RunConfig]:
-    """Chapters of the standard library's docstrings; every draw has other rows, test rows too."""
-    folder = Path(settings["output_dir"]) / "tasks"
-    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items() if key != "output_dir"]
-    return {
-        draw: prepare_demo("docstrings", seed=draw, output_dir=folder / str(draw), overrides=overrides)
-        for draw in range(draws)
-    }
-
+LONG_ROWS = 0.2
+"""Share of rows that may be too long for the Pocket LM's 512 tokens; the report counts them."""
 
 CELLS: dict[str, Cell] = {
-    "fpb-50": Cell(authors_csv("fpb", labeled=50, unlabeled=1000)),
-    "fpb-100": Cell(authors_csv("fpb", labeled=100, unlabeled=1000)),
+    "fpb-50": Cell(authors_csv("fpb", max_labeled=50, max_unlabeled=1000)),
+    "fpb-100": Cell(authors_csv("fpb", max_labeled=100, max_unlabeled=1000)),
     "banking-20": Cell(banking(20)),
     "banking-50": Cell(banking(50)),
-    "docstrings-200": Cell(docstrings),
-    "fpb-452": Cell(authors_csv("fpb"), is_core=False),
+    "docstrings-200": Cell(None),
+    "fpb-452": Cell(authors_csv("fpb"), is_core=False, is_drawn=False),
     "banking77-500": Cell(banking_labels(500), is_core=False),
     "banking77-2000": Cell(banking_labels(2000), is_core=False),
-    "arc": Cell(authors_csv("arc", labeled=200, unlabeled=400, test=300), is_core=False),
-    "pubmedqa": Cell(authors_csv("pubmedqa", labeled=100, unlabeled=300, test=300), is_core=False),
-    "usmle": Cell(authors_csv("usmle", labeled=200, unlabeled=400, test=300), is_core=False),
-    "mmlu": Cell(authors_csv("mmlu", labeled=200, unlabeled=400, test=300), is_core=False),
+    **{
+        task: Cell(
+            authors_csv(
+                task,
+                unlabeled="unlabeled_partial" if task == "usmle" else "unlabeled",
+                max_labeled=100 if task == "pubmedqa" else 200,
+                max_unlabeled=300,
+                max_test=300,
+                max_bad_fraction=LONG_ROWS,
+            ),
+            is_core=False,
+        )
+        for task in ("arc", "pubmedqa", "usmle", "mmlu")
+    },
 }
 
 

@@ -237,10 +237,10 @@ class PricesConfig(Section):
     """Of a token of training, for each epoch. None: unknown."""
 
 
-class OpenAIGeneratorConfig(EndpointConfig):
-    """Answers from a server that speaks the OpenAI chat protocol: OpenAI, Azure, vLLM, Ollama, llama.cpp, SGLang."""
+class ChatGeneratorConfig(EndpointConfig):
+    """What both ways to ask a server for chat completions have in common."""
 
-    type: Literal["openai"] = "openai"
+    type: Literal["openai", "openai_batch"]
     model: str | None = None
     """What the server calls the base, such as the name of an Azure deployment. None: `model.path`."""
     logprobs: Literal["auto", "require", "off"] = "auto"
@@ -280,10 +280,16 @@ class OpenAIGeneratorConfig(EndpointConfig):
         return value
 
 
-class OpenAIBatchGeneratorConfig(OpenAIGeneratorConfig):
+class OpenAIGeneratorConfig(ChatGeneratorConfig):
+    """Answers from a server that speaks the OpenAI chat protocol: OpenAI, Azure, vLLM, Ollama, llama.cpp, SGLang."""
+
+    type: Literal["openai"] = "openai"
+
+
+class OpenAIBatchGeneratorConfig(ChatGeneratorConfig):
     """Answers from the Batch API of such a server: half the price at OpenAI, and up to a day's wait for each step."""
 
-    type: Literal["openai_batch"] = "openai_batch"  # type: ignore[assignment]
+    type: Literal["openai_batch"] = "openai_batch"
     window: int = Field(20_000, gt=0)
     """Requests that are collected, sent and stored together; what comes after them waits for their answers."""
     max_requests_per_batch: int = Field(50_000, gt=0, le=50_000)
@@ -297,7 +303,7 @@ class OpenAIBatchGeneratorConfig(OpenAIGeneratorConfig):
     deadline_hours: float = Field(48.0, gt=0)
     """Longest wait for the batches of a window. They go on on the server, and a further run waits on."""
 
-    operational: ClassVar[frozenset[str]] = OpenAIGeneratorConfig.operational | frozenset(
+    operational: ClassVar[frozenset[str]] = ChatGeneratorConfig.operational | frozenset(
         {"window", "max_requests_per_batch", "max_file_bytes", "max_attempts", "poll_seconds", "deadline_hours"}
     )
 
@@ -332,8 +338,6 @@ class TrlTrainerConfig(Section):
     """Optimiser, by its name in transformers."""
     train_sampling_strategy: Literal["random", "group_by_length"] = "group_by_length"
     """group_by_length: rows of like length share a batch, in an order drawn by seed; random: any rows do."""
-    freeze_embeddings: bool = False
-    """With method full: leave the input embeddings, and a head that is tied to them, as they are."""
     max_length: int = Field(1024, gt=0)
     """Longest training example in tokens; longer ones are refused before the first step, never cut silently."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from semievol.answers import default_metric
 from semievol.audit import measure, measure_calibration, measure_groups
-from semievol.config import OpenAIGeneratorConfig, RunConfig, load_config
+from semievol.config import ChatGeneratorConfig, RunConfig, load_config
 from semievol.errors import ConfigError
 from semievol.loading import LoadedData, load_examples
 from semievol.predicting import RowAsker, uses_context
@@ -107,7 +107,7 @@ def _model_config(config: RunConfig, target: str) -> tuple[RunConfig, ModelRef]:
         update={"path": base, "revision": config.model.revision if base == config.model.path else None}
     )
     generator = config.generator
-    if isinstance(generator, OpenAIGeneratorConfig) and base != config.model.path:
+    if isinstance(generator, ChatGeneratorConfig) and base != config.model.path:
         generator = generator.model_copy(update={"model": None})  # the server is asked for the model by its own name
     return config.model_copy(update={"model": model, "generator": generator}), ModelRef(
         base, target if adapter.is_file() else None

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from semievol.answering import max_tokens
 from semievol.backends.base import HOSTED
 from semievol.config import (
+    ChatGeneratorConfig,
     OpenAIBatchGeneratorConfig,
     OpenAIEmbedderConfig,
-    OpenAIGeneratorConfig,
     OpenAITrainerConfig,
     RunConfig,
 )
@@ -89,7 +89,7 @@ def estimate_money(config: RunConfig, sizes: Sizes, plan: list[StagePlan], *, is
     around = ESTIMATE_RANGE if is_estimate else (1.0, 1.0)
     stages: list[StageMoney] = []
     unknown: dict[str, None] = {}
-    if isinstance(config.generator, OpenAIGeneratorConfig):
+    if isinstance(config.generator, ChatGeneratorConfig):
         for stage, uses in _uses(config, sizes, plans).items():
             stages.append(_price_uses(stage, uses, config, config.generator, sizes, around, unknown))
     if isinstance(config.trainer, OpenAITrainerConfig):
@@ -134,7 +134,7 @@ def _price_uses(
     stage: str,
     uses: list[Use],
     config: RunConfig,
-    generator: OpenAIGeneratorConfig,
+    generator: ChatGeneratorConfig,
     sizes: Sizes,
     around: tuple[float, float],
     unknown: dict[str, None],
@@ -212,7 +212,7 @@ def limit_warnings(config: RunConfig, money: Money) -> list[str]:
             "generator.prices: {input: ..., output: ..., training: ...} in US dollars for a million tokens (0 for a "
             "server of your own)"
         )
-    if not isinstance(generator, OpenAIGeneratorConfig):
+    if not isinstance(generator, ChatGeneratorConfig):
         return found
     if config.trainer.type == "trl" and generator.adapters == "by_name":
         found.append(

@@ -9,7 +9,7 @@ from pathlib import Path
 from semievol.artifacts import folder_hash
 from semievol.backends.openai_calls import Caller, describe
 from semievol.backends.openai_client import classify, redact, to_exception
-from semievol.config import OpenAIGeneratorConfig
+from semievol.config import ChatGeneratorConfig
 from semievol.errors import ConfigError
 from semievol.types import ModelRef
 
@@ -17,7 +17,7 @@ from semievol.types import ModelRef
 class ServedNames:
     """Names under which a server knows models; each is looked up once."""
 
-    def __init__(self, config: OpenAIGeneratorConfig, base: str, caller: Caller) -> None:
+    def __init__(self, config: ChatGeneratorConfig, base: str, caller: Caller) -> None:
         self._config, self._caller = config, caller
         self._names = {ModelRef(base): config.model or base}
 

@@ -23,7 +23,7 @@ from semievol.backends.openai_calls import Caller, Cost, RowFault, describe
 from semievol.backends.openai_chat import Abilities, chat_body, read_answer
 from semievol.backends.openai_probe import probe
 from semievol.backends.openai_tokens import most_tokens
-from semievol.config import ModelConfig, OpenAIGeneratorConfig
+from semievol.config import ChatGeneratorConfig, ModelConfig
 from semievol.errors import ConfigError, GenerationError
 from semievol.prices import AS_OF, price_of
 from semievol.types import ChoiceRequest, ChoiceScores, Completion, ModelRef, Request, Result, Sampling
@@ -45,7 +45,7 @@ class OpenAIGenerator:
     exact_choice_scores = False
     look_ahead = LOOK_AHEAD
 
-    def __init__(self, config: OpenAIGeneratorConfig, model: ModelConfig, *, state_dir: Path | None = None) -> None:
+    def __init__(self, config: ChatGeneratorConfig, model: ModelConfig, *, state_dir: Path | None = None) -> None:
         self._config, self._path, self._state_dir = config, model.path, state_dir
         self._model = config.model or model.path
         if config.max_cost is not None and price_of(model.path, config.prices) is None:

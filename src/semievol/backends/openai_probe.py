@@ -15,7 +15,7 @@ from semievol.artifacts import content_hash
 from semievol.backends.openai_calls import Caller, Cost, RowFault, describe
 from semievol.backends.openai_chat import Abilities, Answer, chat_body, read_answer
 from semievol.backends.openai_client import address
-from semievol.config import OpenAIGeneratorConfig
+from semievol.config import ChatGeneratorConfig
 from semievol.errors import ConfigError, GenerationError
 from semievol.types import Completion, LogprobKind, Message, ModelRef, Request, Sampling
 
@@ -30,7 +30,7 @@ _PARAMETERS = ("max_completion_tokens", "max_tokens", "top_logprobs", "logprobs"
 Post = Callable[[dict[str, Any]], Answer]
 
 
-def probe(config: OpenAIGeneratorConfig, model: str, caller: Caller, cost: Cost, state_dir: Path | None) -> Abilities:
+def probe(config: ChatGeneratorConfig, model: str, caller: Caller, cost: Cost, state_dir: Path | None) -> Abilities:
     """What the server does; taken from the run folder if it was asked before.
 
     Raises:
@@ -58,7 +58,7 @@ def probe(config: OpenAIGeneratorConfig, model: str, caller: Caller, cost: Cost,
     return abilities
 
 
-def _ask(config: OpenAIGeneratorConfig, model: str, post: Post) -> Abilities:
+def _ask(config: ChatGeneratorConfig, model: str, post: Post) -> Abilities:
     request = Request("probe", (Message("user", QUESTION),), ModelRef(model), seed=1)
     limit: Any = "max_completion_tokens" if config.base_url is None else "max_tokens"
     abilities = Abilities(token_limit=limit, logprobs=config.logprobs != "off")
@@ -101,7 +101,7 @@ def _post(caller: Caller, body: dict[str, Any], model: str, cost: Cost) -> Answe
     return answer
 
 
-def _without(abilities: Abilities, said: str, tried: set[str], config: OpenAIGeneratorConfig, model: str) -> Abilities:
+def _without(abilities: Abilities, said: str, tried: set[str], config: ChatGeneratorConfig, model: str) -> Abilities:
     """Leave out what the server complains of.
 
     Raises:

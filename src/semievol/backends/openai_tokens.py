@@ -14,7 +14,7 @@ from typing import Any
 
 from semievol.artifacts import content_hash
 from semievol.backends.openai_client import address
-from semievol.config import ModelConfig, OpenAIGeneratorConfig
+from semievol.config import ChatGeneratorConfig, ModelConfig
 from semievol.prices import base_name
 from semievol.types import Message
 
@@ -32,7 +32,7 @@ _OLD_MODELS = ("gpt-3.5", "gpt-4-", "text-embedding-")
 class OpenAITokens:
     """Tokens of the prompts that a server will see."""
 
-    def __init__(self, config: OpenAIGeneratorConfig, model: ModelConfig) -> None:
+    def __init__(self, config: ChatGeneratorConfig, model: ModelConfig) -> None:
         self.max_length = model.max_length or MAX_LENGTH
         # How tokens are counted is left out: answers that were paid for do not depend on it.
         self.fingerprint = content_hash("openai", address(config), config.model, config.extra_body)

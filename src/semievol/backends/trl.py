@@ -177,10 +177,7 @@ class TrlTrainer:
         # are lost in bf16.
         frozen_bf16 = device.type == "cuda" and _use_bf16(config, device) and config.method != "full"
         dtype = torch.bfloat16 if frozen_bf16 else torch.float32
-        opened = hf.open_model(self._model_config, model, trainable=True, dtype=dtype, quantization_config=quantization)
-        if config.freeze_embeddings and config.method == "full":
-            opened.get_input_embeddings().requires_grad_(False)
-        return opened
+        return hf.open_model(self._model_config, model, trainable=True, dtype=dtype, quantization_config=quantization)
 
     def _fingerprint(
         self, model: ModelRef, train: Sequence[SftRow], config: TrlTrainerConfig, seed: int, tokenizer: str
