@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.emulator.fixtures import emulator as emulator
 from tests.emulator.fixtures import emulator_process as emulator_process
@@ -15,6 +16,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it fo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the hub
+# What a property holds for is asserted; how long an example takes on a busy machine is not (pytest-timeout ends a hang).
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
