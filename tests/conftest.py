@@ -16,7 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it fo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the hub
-# What a property holds for is asserted; how long an example takes on a busy machine is not (pytest-timeout ends a hang).
+# Properties are asserted, not how long an example takes on a busy machine (pytest-timeout ends a hang).
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
