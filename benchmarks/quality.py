@@ -52,7 +52,7 @@ POCKET: dict[str, Any] = {
         "max_length": 512,
     },
     "warmup": {"max_steps": 120},  # steps, not epochs: 20 labelled rows need as many as 200
-    "evolve": {"num_train_epochs": 2},
+    "evolve": {"max_steps": 150},  # for every arm that goes on training; two epochs over L and the kept half of U
     "adapt": {"num_train_epochs": 1},
     "distill": {"max_steps": 150},
 }

@@ -1,7 +1,7 @@
 """Works out a comparison before it runs: the config and steps of every run, what they share, and how long it takes."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class WorkPlan:
     unmeasured: tuple[str, ...]
     """Stages among them that no run of this folder has finished, so that their time is unknown."""
     seconds: float
-    """Estimate for the others from the mean time of finished steps of the same stage, one after another."""
+    """Estimate for the others, from the mean time of finished steps of the same stage and the number of processes."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -117,15 +117,16 @@ def fingerprint_run(run: PlannedRun, folder: Path, backends: Callable[[RunConfig
 def plan_work(
     folder: Path,
     runs: Sequence[PlannedRun],
-    prints: Mapping[Key, dict[str, str]],
+    prints: Mapping[Key, Mapping[str, str]],
     *,
     n_runs_done: int,
+    jobs: int = 1,
 ) -> WorkPlan:
-    """Count what will run, and estimate its time from what has run in this folder."""
+    """Count what will run, and estimate the time of `jobs` processes from what has run in this folder."""
     seconds = measured_seconds(folder)
     n_done = n_shared = 0
     left: list[str] = []
-    known = {split: _finished_steps(folder, split) for split in {run.record.split for run in runs}}
+    known = {split: finished_steps(folder, split) for split in {run.record.split for run in runs}}
     for run in runs:
         manifest = RunDir(folder / run.record.folder).manifest()
         for step in run.steps:
@@ -139,7 +140,7 @@ def plan_work(
                 known[run.record.split].add(found)
     counts = Counter(left)
     unmeasured = tuple(stage for stage in counts if stage not in seconds)
-    estimate = sum(n * seconds.get(stage, 0.0) for stage, n in counts.items())
+    estimate = sum(n * seconds.get(stage, 0.0) for stage, n in counts.items()) / jobs
     return WorkPlan(
         len(runs), n_runs_done, n_done + n_shared + len(left), n_shared, n_done, dict(counts), unmeasured, estimate
     )
@@ -179,21 +180,14 @@ def share_tokenizers() -> Callable[[RunConfig], Backends]:
     return backends
 
 
-def by_cell(runs: Iterable[PlannedRun]) -> dict[tuple[int, int], list[PlannedRun]]:
-    """Runs of one split and seed, which share a row store and run one after another."""
-    cells: dict[tuple[int, int], list[PlannedRun]] = defaultdict(list)
-    for run in runs:
-        cells[run.cell].append(run)
-    return cells
-
-
 def split_folders(folder: Path, split: int) -> list[Path]:
     """Run folders of a split, of any seed and setting: what does not depend on the seed is the same for all."""
     place = f"split-{split}/seed-*/*/manifest.json"
     return sorted(path.parent for pattern in (place, f"*/{place}") for path in folder.glob(pattern))
 
 
-def _finished_steps(folder: Path, split: int) -> set[tuple[str, str]]:
+def finished_steps(folder: Path, split: int) -> set[tuple[str, str]]:
+    """Name and fingerprint of the steps that some run folder of a split holds."""
     return {
         (name, entry["fingerprint"])
         for place in split_folders(folder, split)

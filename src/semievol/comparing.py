@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,11 +20,11 @@ from pathlib import Path
 from semievol.arms import choose_arms
 from semievol.artifacts import RunDir
 from semievol.compare_plan import (
-    PlannedRun,
+    Key,
     Setting,
-    by_cell,
     choose_reference,
     fingerprint_run,
+    finished_steps,
     is_done,
     plan_runs,
     plan_work,
@@ -32,13 +32,17 @@ from semievol.compare_plan import (
     split_configs,
     split_folders,
 )
+from semievol.compare_schedule import Part, Schedule
 from semievol.comparison import ArmRecord, ComparisonRecord, RunRecord, pending_runs, record_run, write_comparison
 from semievol.config import RunConfig
 from semievol.errors import ArtifactError, SemiEvolError
 from semievol.pipeline import run_steps
 from semievol.progress import ConsoleReporter
-from semievol.sharing import SharedSteps
+from semievol.sharing import Failures, SharedSteps
 from semievol.stage import Reporter, SilentReporter
+
+Prints = Mapping[Key, Mapping[str, str]]
+"""Fingerprint of each step of each run."""
 
 
 def compare(
@@ -67,7 +71,7 @@ def compare(
         output_dir: Folder of the comparison; locked meanwhile.
         settings: Points of a sweep by `key=value,...`; None: the config alone.
         sweep: Values of each key of the sweep, for the record.
-        jobs: Processes; each takes the runs of one split and seed.
+        jobs: Processes; they share the runs of all splits and seeds, with the same results as one alone.
         reporter: What a person sees; None shows nothing.
 
     Raises:
@@ -95,38 +99,46 @@ def compare(
         done = {run.record.key for run in runs if is_done(output_dir, run, prints[run.record.key])}
         record = replace(record, runs=tuple(replace(r, status="done") if r.key in done else r for r in record.runs))
         write_comparison(output_dir, record)
-        for line in plan_work(output_dir, runs, prints, n_runs_done=len(done)).lines():
+        for line in plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs).lines():
             reporter.note(line)
-        cells = list(by_cell(run for run in runs if run.record.key not in done).values())
-        if min(jobs, len(cells)) > 1:
-            _run_in_processes(output_dir, cells, jobs=jobs, shown=not isinstance(reporter, SilentReporter))
-            return output_dir
-        for i, members in enumerate(cells, 1):
-            run_cell(output_dir, members, reporter)
-            left = [run for later in cells[i:] for run in later]
-            if left:
-                reporter.note(plan_work(output_dir, left, prints, n_runs_done=0).time_left())
+        schedule = Schedule(
+            [run for run in runs if run.record.key not in done],
+            prints,
+            {split: finished_steps(output_dir, split) for split in splits},
+        )
+        n_jobs = min(jobs, len(schedule.left))
+        if n_jobs > 1:
+            _run_in_processes(output_dir, schedule, prints, jobs=n_jobs, reporter=reporter)
+        else:
+            _run_in_this_process(output_dir, schedule, prints, reporter)
     return output_dir
 
 
-def run_cell(folder: Path, runs: Sequence[PlannedRun], reporter: Reporter | None = None) -> None:
-    """Run the arms of one split and seed, one after another; each one's end goes into comparison.json."""
-    shared = SharedSteps(folder, split_folders(folder, runs[0].record.split))
-    for run in runs:
-        record = run_arm(folder, run, shared, reporter or SilentReporter())
-        after = record_run(folder, record)
-        if reporter is not None:
-            n_ended = sum(r.status != "pending" for r in after.runs)
-            place = f"split {record.split}, seed {record.seed}" + (f", {record.setting}" if record.setting else "")
-            reporter.note(f"{n_ended} of {len(after.runs)} runs: {record.arm}, {place}: {record.error or 'done'}")
+def _run_in_this_process(folder: Path, schedule: Schedule, prints: Prints, reporter: Reporter) -> None:
+    failures: Failures = {}
+    while (part := schedule.next()) is not None:
+        record = run_part(folder, part, failures, reporter)
+        _end_part(folder, schedule, part, record, prints, reporter, jobs=1)
 
 
-def run_arm(folder: Path, run: PlannedRun, shared: SharedSteps, reporter: Reporter) -> RunRecord:
-    """Run one arm and say how it ended; only an interruption comes through."""
+def run_part(folder: Path, part: Part, failures: Failures, reporter: Reporter) -> RunRecord:
+    """Run the steps of a part that no other run of the split has done; only an interruption comes through.
+
+    Args:
+        folder: Of the comparison.
+        part: Its run and steps.
+        failures: Why steps failed in other runs, by name and fingerprint; what fails here is added.
+        reporter: What a person sees.
+
+    Returns:
+        How the run ended; `pending` if it goes on with another part.
+    """
+    run = part.run
+    shared = SharedSteps(folder, split_folders(folder, run.record.split), failures)
     run_dir = RunDir(folder / run.record.folder, rows=rows_file(folder, run.cell))
     trace = run_dir.path / "error.txt"
     try:
-        run_steps(run.config, run_dir, run.steps, reporter=ArmReporter(reporter, run.record.arm), shared=shared)
+        run_steps(run.config, run_dir, part.steps, reporter=ArmReporter(reporter, run.record.arm), shared=shared)
     except SemiEvolError as error:
         return replace(run.record, status="failed", error=str(error))
     except Exception as error:  # a fault of a library or of ours must not cost the other arms
@@ -134,10 +146,32 @@ def run_arm(folder: Path, run: PlannedRun, shared: SharedSteps, reporter: Report
         return replace(
             run.record, status="failed", error=f"{type(error).__name__}: {error} (see {run.record.folder}/{trace.name})"
         )
-    finally:
-        shared.add(run_dir)
     trace.unlink(missing_ok=True)
-    return replace(run.record, status="done", error=None)
+    return replace(run.record, status="done" if part.is_last else "pending", error=None)
+
+
+def _end_part(
+    folder: Path,
+    schedule: Schedule,
+    part: Part,
+    record: RunRecord,
+    prints: Prints,
+    reporter: Reporter,
+    *,
+    jobs: int,
+) -> None:
+    """Tell the schedule, and if the run has ended comparison.json and the person, too."""
+    manifest = RunDir(folder / record.folder).manifest()
+    finished = [(name, entry["fingerprint"]) for name, entry in manifest.items()]
+    schedule.end(part, finished=finished, is_over=record.status != "pending")
+    if record.status == "pending":
+        return
+    after = record_run(folder, record)
+    n_ended = sum(r.status != "pending" for r in after.runs)
+    left = plan_work(folder, schedule.left, prints, n_runs_done=0, jobs=jobs) if schedule.left else None
+    time_left = f"; {left.time_left()}" if left is not None and not left.unmeasured else ""
+    ended = f"{record.arm}, {_place(record)}: {record.error or 'done'}"
+    reporter.note(f"{n_ended} of {len(after.runs)} runs: {ended}{time_left}")
 
 
 def rows_file(folder: Path, cell: tuple[int, int]) -> Path:
@@ -170,8 +204,10 @@ class ArmReporter:
             self._inner.done(f"{self._arm} {name}", text, seconds)
 
 
-def _run_in_processes(folder: Path, cells: Sequence[Sequence[PlannedRun]], *, jobs: int, shown: bool) -> None:
+def _run_in_processes(folder: Path, schedule: Schedule, prints: Prints, *, jobs: int, reporter: Reporter) -> None:
     others = set(multiprocessing.active_children())
+    failures: Failures = {}
+    shown = not isinstance(reporter, SilentReporter)
     with _threads_for(jobs):
         pool = ProcessPoolExecutor(
             jobs,
@@ -179,13 +215,19 @@ def _run_in_processes(folder: Path, cells: Sequence[Sequence[PlannedRun]], *, jo
             initializer=_end_with_parent,
             initargs=(os.getpid(),),
         )
+        working: dict[Future[tuple[RunRecord, Failures]], Part] = {}
         try:
-            for future in as_completed(
-                [pool.submit(_run_cell_in_process, folder, members, shown) for members in cells]
-            ):
-                future.result()
+            while True:
+                while len(working) < jobs and (part := schedule.next()) is not None:
+                    working[pool.submit(_run_part_in_process, folder, part, dict(failures), shown)] = part
+                if not working:
+                    break
+                for future in wait(working, return_when=FIRST_COMPLETED).done:
+                    record, failed = future.result()
+                    failures.update(failed)
+                    _end_part(folder, schedule, working.pop(future), record, prints, reporter, jobs=jobs)
         except BaseException as error:
-            # Left alone, the pool would wait for the arms in hand and begin those in the queue.
+            # Left alone, the pool would wait for the parts in hand.
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
@@ -198,20 +240,29 @@ def _run_in_processes(folder: Path, cells: Sequence[Sequence[PlannedRun]], *, jo
         pool.shutdown()
 
 
-def _run_cell_in_process(folder: Path, runs: Sequence[PlannedRun], shown: bool) -> None:
-    """Bars of several processes would write over each other, so only lines are shown."""
-    run_cell(folder, runs, NoteReporter(ConsoleReporter()) if shown else None)
+def _run_part_in_process(folder: Path, part: Part, failures: Failures, shown: bool) -> tuple[RunRecord, Failures]:
+    reporter = LineReporter(ConsoleReporter(), _place(part.run.record)) if shown else SilentReporter()
+    return run_part(folder, part, failures, reporter), failures
 
 
-class NoteReporter(SilentReporter):
-    """Shows notes alone."""
+class LineReporter(SilentReporter):
+    """Shows notes and finished steps, and says of which run; bars of several processes would overwrite each other."""
 
-    def __init__(self, inner: Reporter) -> None:
+    def __init__(self, inner: Reporter, place: str) -> None:
         self._inner = inner
+        self._place = place
 
     def note(self, text: str) -> None:
         """Something worth a line."""
-        self._inner.note(text)
+        self._inner.note(f"{self._place}: {text}")
+
+    def done(self, name: str, text: str, seconds: float) -> None:
+        """A step has ended."""
+        self._inner.done(f"{name} ({self._place})", text, seconds)
+
+
+def _place(record: RunRecord) -> str:
+    return f"split {record.split}, seed {record.seed}" + (f", {record.setting}" if record.setting else "")
 
 
 @contextmanager

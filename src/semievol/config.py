@@ -468,24 +468,35 @@ EmbedderConfig = Annotated[
 ]
 
 
-class WarmupConfig(Section):
-    """In-weight propagation: SFT of the base on L gives M_warm. None takes the trainer's value."""
+class StageTrainingConfig(Section):
+    """How a stage trains; None takes the trainer's value."""
 
     learning_rate: float | None = Field(None, gt=0)
     num_train_epochs: float | None = Field(None, gt=0)
+    """Where it is set, the trainer's `max_steps` does not count."""
     max_steps: int | None = Field(None, gt=0)
 
+    @model_validator(mode="after")
+    def _has_one_length(self) -> "StageTrainingConfig":
+        if self.num_train_epochs is not None and self.max_steps is not None:
+            raise ValueError(
+                f"num_train_epochs {self.num_train_epochs:g} and max_steps {self.max_steps} are both set, and only one "
+                "can say how long to train: set the other to null"
+            )
+        return self
 
-class AdaptConfig(Section):
+
+class WarmupConfig(StageTrainingConfig):
+    """In-weight propagation: SFT of the base on L gives M_warm. None takes the trainer's value."""
+
+
+class AdaptConfig(StageTrainingConfig):
     """Task-adaptive pretraining (arXiv:2004.10964): language modelling of the questions of L and U before the warm-up.
 
     The warm-up then goes on from there. None takes the trainer's value.
     """
 
     enabled: bool = False
-    learning_rate: float | None = Field(None, gt=0)
-    num_train_epochs: float | None = Field(None, gt=0)
-    max_steps: int | None = Field(None, gt=0)
 
 
 class RetrieveConfig(Section):
@@ -563,8 +574,8 @@ class SelectConfig(Section):
     """Prompt under which the confidence is taken: the question alone (paper) or the justification prompt (released)."""
 
 
-class EvolveConfig(Section):
-    """The last fine-tuning."""
+class EvolveConfig(StageTrainingConfig):
+    """The last fine-tuning. None takes the trainer's value (learning rate in the paper 1e-4; released 1e-6)."""
 
     init: Literal["base", "warm"] = "base"
     """Weights to start from (paper: base; released: the warm-up adapter)."""
@@ -573,10 +584,6 @@ class EvolveConfig(Section):
     kept_by: Literal["select", "oracle_select", "oracle_full"] = "select"
     """Stage whose kept rows are trained on. The oracles look at the sealed targets, so they are bounds and no methods;
     arms of a comparison set them."""
-    learning_rate: float | None = Field(None, gt=0)
-    """None: the trainer's (paper 1e-4; released 1e-6)."""
-    num_train_epochs: float | None = Field(None, gt=0)
-    max_steps: int | None = Field(None, gt=0)
 
 
 class ControlConfig(Section):
@@ -595,7 +602,7 @@ class EvaluateConfig(Section):
     """Draws of the paired bootstrap."""
 
 
-class DistillConfig(Section):
+class DistillConfig(StageTrainingConfig):
     """Context distillation, an arm of comparisons: a teacher with demonstrations trains a student without.
 
     The number of demonstrations is `retrieve.k`. None takes the trainer's value; an epoch sees every answer that has a
@@ -605,9 +612,6 @@ class DistillConfig(Section):
     teacher: Literal["base", "warm"] = "base"
     """Model whose exact answer distribution over each unlabelled row is the target; the student starts from the base.
     """
-    learning_rate: float | None = Field(None, gt=0)
-    num_train_epochs: float | None = Field(None, gt=0)
-    max_steps: int | None = Field(None, gt=0)
 
 
 class MeasureConfig(Section):

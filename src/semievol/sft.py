@@ -2,14 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from semievol.config import AdaptConfig, DistillConfig, EvolveConfig, TrainerConfig, WarmupConfig
+from semievol.config import StageTrainingConfig, TrainerConfig
 from semievol.errors import DataError
 from semievol.prompts import PromptBuilder
 from semievol.stage import StageContext, StageStats
 from semievol.types import Example, ModelRef, SftRow, SoftTarget
-
-StageTraining = AdaptConfig | WarmupConfig | EvolveConfig | DistillConfig
-"""Sections with a learning rate, epochs and steps of their own."""
 
 
 def build_sft_rows(examples: Iterable[Example], builder: PromptBuilder) -> list[SftRow]:
@@ -41,17 +38,15 @@ def build_soft_rows(example: Example, target: SoftTarget, builder: PromptBuilder
 
 
 def stage_trainer_config(
-    trainer: TrainerConfig, overrides: StageTraining, *, max_steps: int | None = None
+    trainer: TrainerConfig, overrides: StageTrainingConfig, *, max_steps: int | None = None
 ) -> TrainerConfig:
     """The trainer's section with the stage's own learning rate, epochs and steps; None takes the trainer's value.
 
     `max_steps` goes before both, for a training that has to be as long as another.
     """
-    values = {
-        name: value
-        for name in ("learning_rate", "num_train_epochs", "max_steps")
-        if (value := getattr(overrides, name)) is not None
-    }
+    values = overrides.model_dump(include=set(StageTrainingConfig.model_fields), exclude_none=True)
+    if "num_train_epochs" in values:
+        values["max_steps"] = None
     if max_steps is not None:
         values["max_steps"] = max_steps
     return trainer.model_copy(update=values)

@@ -12,14 +12,18 @@ from typing import Any
 
 from semievol.artifacts import RunDir, remove_folder
 
+Failures = dict[tuple[str, str], str]
+"""Why steps failed, by name and fingerprint."""
+
 
 class SharedSteps:
     """The finished steps of several run folders under one root."""
 
-    def __init__(self, root: Path, folders: Iterable[Path] = ()) -> None:
+    def __init__(self, root: Path, folders: Iterable[Path] = (), failures: Failures | None = None) -> None:
+        """`failures` are those of other processes; failures noted here are added to it."""
         self._root = root
         self._folders: dict[tuple[str, str], list[Path]] = {}
-        self._errors: dict[tuple[str, str], str] = {}
+        self._errors = {} if failures is None else failures
         for folder in folders:
             self.add(RunDir(folder))
 
@@ -70,7 +74,7 @@ class SharedSteps:
         self._errors[name, fingerprint] = error
 
     def failure(self, name: str, fingerprint: str) -> str | None:
-        """Why this step failed in another run of this process; None if it did not."""
+        """Why this step failed in another run; None if it did not."""
         return self._errors.get((name, fingerprint))
 
 

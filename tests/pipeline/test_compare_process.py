@@ -84,11 +84,24 @@ def test_killed_comparison_goes_on_and_ends_with_the_same_bytes(config_file, tmp
 
 def test_jobs_give_the_same_bytes_and_record_every_run(make_config, tmp_path):
     folder = tmp_path / "c"
-    compare(make_config(), ["zero_shot", "sft"], seeds=[0, 1], output_dir=folder)
+    arms = ["zero_shot", "sft", "sft_matched", "pseudo_all", "reflection", "semievol", "semievol-icp"]
+    compare(make_config(), arms, seeds=[0, 1], output_dir=folder)
     expected = artifacts(folder)
     folder.rename(tmp_path / "one-after-another")
-    compare(make_config(), ["zero_shot", "sft"], seeds=[0, 1], output_dir=folder, jobs=2)
+    compare(make_config(), arms, seeds=[0, 1], output_dir=folder, jobs=3)
     assert artifacts(folder) == expected
+    assert {r.status for r in read_comparison(folder).runs} == {"done"}
+
+
+def test_step_that_fails_in_one_process_is_not_tried_by_another(make_config, tmp_path):
+    folder = tmp_path / "c"
+    # The fake generator is never so sure, so there is nothing to train on.
+    config = make_config(select={"min_confidence": 0.99}, evolve={"train_on": "selected"})
+    compare(config, ["sft", "sft_matched", "semievol"], seeds=[0], output_dir=folder, jobs=2)
+    runs = {r.arm: r for r in read_comparison(folder).runs}
+    assert {arm: r.status for arm, r in runs.items()} == {"sft": "done", "sft_matched": "failed", "semievol": "failed"}
+    errors = sorted((runs["sft_matched"].error, runs["semievol"].error), key=len)
+    assert errors[1] == f"round-1/evolve: {errors[0]}"  # the one that tried, and the one that was told
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -208,7 +221,7 @@ def test_help_has_an_example(capsys, command):
 def test_demo_makes_new_rows_for_each_split(tmp_path):
     from semievol.compare_command import open_configs
 
-    configs = open_configs("demo:tickets", ["evolve.num_train_epochs=1"], splits=[0, 3], folder=tmp_path)
+    configs = open_configs("demo:tickets", ["evolve.max_steps=4"], splits=[0, 3], folder=tmp_path)
     rows = [Path(configs[s].data.labeled).read_bytes() for s in (0, 3)]
     assert rows[0] != rows[1]
-    assert configs[3].evolve.num_train_epochs == 1
+    assert configs[3].evolve.max_steps == 4

@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from semievol.config import EvolveConfig, FakeTrainerConfig, TaskConfig, TrlTrainerConfig, WarmupConfig
 from semievol.errors import DataError
@@ -40,3 +41,13 @@ def test_stage_trainer_config_takes_what_the_stage_sets():
 @pytest.mark.parametrize("trainer", [TrlTrainerConfig(), FakeTrainerConfig()])
 def test_stage_trainer_config_steps_of_the_call_go_first(trainer):
     assert stage_trainer_config(trainer, WarmupConfig(max_steps=3), max_steps=11).max_steps == 11
+
+
+def test_stage_trainer_config_epochs_of_the_stage_go_before_steps_of_the_trainer():
+    config = stage_trainer_config(TrlTrainerConfig(max_steps=7), WarmupConfig(num_train_epochs=3))
+    assert (config.num_train_epochs, config.max_steps) == (3, None)
+
+
+def test_stage_with_two_lengths_is_refused():
+    with pytest.raises(ValidationError, match="num_train_epochs 2 and max_steps 5 are both set"):
+        EvolveConfig(num_train_epochs=2, max_steps=5)

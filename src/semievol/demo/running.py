@@ -6,6 +6,7 @@ What follows is an ordinary run of an ordinary config; `semievol run <folder>/co
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from semievol.config import RunConfig, apply_overrides, parse_config
 from semievol.errors import ConfigError
 
 TASKS = ("tickets", "docstrings")
+
+BATCH_SIZE = 8
+"""Rows of an optimiser step."""
 
 
 class DemoRow(NamedTuple):
@@ -82,11 +86,14 @@ def demo_config(data: DemoData, path: Path, *, seed: int) -> dict[str, Any]:
             "learning_rate": 3e-4,
             "num_train_epochs": 8,
             "lr_scheduler_type": "linear",
-            "per_device_train_batch_size": 8,
+            "per_device_train_batch_size": BATCH_SIZE,
             "gradient_accumulation_steps": 1,
             "max_length": 512,
         },
-        "evolve": {"num_train_epochs": 2},
+        # Two epochs over the labelled rows and the kept half; all arms of a comparison train that long.
+        "evolve": {"max_steps": 2 * math.ceil((len(data.labeled) + len(data.unlabeled) // 2) / BATCH_SIZE)},
+        "adapt": {"num_train_epochs": 1},
+        "distill": {"max_steps": 150},
     }
 
 
