@@ -27,6 +27,8 @@ ROWS = "rows.sqlite"
 STATE = "hosted"
 """Folder for what hosted backends keep between processes: what a server can do, what was spent, embeddings."""
 SEALED_GOLD = "data/sealed_gold"
+DROPPED = "model_dropped"
+"""Key in the manifest entry of a finished step whose trained model was deleted since."""
 
 
 class RunDir:

@@ -44,7 +44,11 @@ UseGold = Annotated[
 ]
 BaseModel = Annotated[Optional[str], typer.Option("--model", help="Another base model: hub id or folder.")]  # noqa: UP045
 Folder = Annotated[Optional[Path], typer.Option("--output-dir", "-o", help="Folder of the comparison.")]  # noqa: UP045
-Jobs = Annotated[int, typer.Option(min=1, help="Processes; each takes the runs of one split and seed.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work; the results are the same.")]
+KeepModels = Annotated[
+    bool,
+    typer.Option(help="Keep the trained models; else each goes when no run needs it any more. Predictions stay."),
+]
 Format = Annotated[str, typer.Option("--format", help="Of the table: `text`, `csv`, `md` or `tex`.")]
 
 
@@ -308,6 +312,7 @@ def compare(
     model: BaseModel = None,
     output_dir: Folder = None,
     jobs: Jobs = 1,
+    keep_models: KeepModels = True,
     table_format: Format = "text",
     json_output: Json = False,
 ) -> None:
@@ -315,24 +320,13 @@ def compare(
 
     Example: `semievol compare demo:tickets --arms sft,sft_matched,semievol --seeds 3`
     """
-    from semievol.compare_command import check_format, run_comparison
+    from semievol.compare_command import Options, check_format, run_comparison
     from semievol.progress import ConsoleReporter
 
     check_format(table_format)
-    settings = [*(overrides or []), *([f"model.path={model}"] if model else [])]
+    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models)
     with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
-        folder = run_comparison(
-            config,
-            settings,
-            arms=arms,
-            seeds=seeds,
-            splits=splits,
-            reference=reference,
-            use_gold=use_gold,
-            output_dir=output_dir,
-            jobs=jobs,
-            reporter=reporter,
-        )
+        folder = run_comparison(config, overrides or [], arms=arms, options=options, reporter=reporter)
     _show_comparison(folder, table_format=table_format, json_output=json_output)
 
 
@@ -358,6 +352,7 @@ def sweep(
     model: BaseModel = None,
     output_dir: Folder = None,
     jobs: Jobs = 1,
+    keep_models: KeepModels = True,
     table_format: Format = "text",
     json_output: Json = False,
 ) -> None:
@@ -365,25 +360,13 @@ def sweep(
 
     Example: `semievol sweep demo:tickets theta=0.3,0.5,0.8 n=1,2,4 --seeds 3`
     """
-    from semievol.compare_command import check_format, run_sweep
+    from semievol.compare_command import Options, check_format, run_sweep
     from semievol.progress import ConsoleReporter
 
     check_format(table_format)
-    settings = [*values, *([f"model.path={model}"] if model else [])]
+    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models)
     with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
-        folder = run_sweep(
-            config,
-            settings,
-            arms=arms,
-            cartesian=cartesian,
-            seeds=seeds,
-            splits=splits,
-            reference=reference,
-            use_gold=use_gold,
-            output_dir=output_dir,
-            jobs=jobs,
-            reporter=reporter,
-        )
+        folder = run_sweep(config, values, arms=arms, cartesian=cartesian, options=options, reporter=reporter)
     _show_comparison(folder, table_format=table_format, json_output=json_output)
 
 

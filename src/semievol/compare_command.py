@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +23,23 @@ DEMO = "demo:"
 FORMATS = ("text", "csv", "md", "tex", "json")
 
 
-def run_comparison(
-    source: str,
-    overrides: Sequence[str],
-    *,
-    arms: str,
-    seeds: str,
-    splits: str,
-    reference: str | None,
-    use_gold: bool,
-    output_dir: Path | None,
-    jobs: int,
-    reporter: Reporter,
-) -> Path:
+@dataclass(frozen=True)
+class Options:
+    """What `semievol compare` and `semievol sweep` have in common, as typed."""
+
+    seeds: str
+    splits: str
+    reference: str | None
+    use_gold: bool
+    model: str | None
+    output_dir: Path | None
+    jobs: int
+    keep_models: bool
+
+
+def run_comparison(source: str, overrides: Sequence[str], *, arms: str, options: Options, reporter: Reporter) -> Path:
     """`semievol compare`; returns the folder."""
-    folder = output_dir or default_folder("compare", source)
-    numbers = parse_numbers(splits, option="--splits")
-    return compare(
-        open_configs(source, overrides, splits=numbers, folder=folder),
-        parse_names(arms),
-        seeds=parse_numbers(seeds, option="--seeds"),
-        splits=numbers,
-        reference=reference,
-        use_gold=use_gold,
-        output_dir=folder,
-        jobs=jobs,
-        reporter=reporter,
-    )
+    return _compare("compare", source, overrides, parse_names(arms), options, reporter)
 
 
 def run_sweep(
@@ -57,31 +48,40 @@ def run_sweep(
     *,
     arms: str | None,
     cartesian: bool,
-    seeds: str,
-    splits: str,
-    reference: str | None,
-    use_gold: bool,
-    output_dir: Path | None,
-    jobs: int,
+    options: Options,
     reporter: Reporter,
 ) -> Path:
     """`semievol sweep`; returns the folder."""
-    folder = output_dir or default_folder("sweep", source)
     overrides, axes = split_arguments(arguments)
     points = plan_points(axes, cartesian=cartesian)
-    numbers = parse_numbers(splits, option="--splits")
+    names = list(ARMS) if arms is None else parse_names(arms)
+    return _compare("sweep", source, overrides, names, options, reporter, settings=point_settings(points), sweep=axes)
+
+
+def _compare(
+    command: str,
+    source: str,
+    overrides: Sequence[str],
+    arms: Sequence[str],
+    options: Options,
+    reporter: Reporter,
+    **sweep: Any,
+) -> Path:
+    folder = options.output_dir or default_folder(command, source)
+    splits = parse_numbers(options.splits, option="--splits")
+    chosen = [*overrides, *([f"model.path={options.model}"] if options.model else [])]
     return compare(
-        open_configs(source, overrides, splits=numbers, folder=folder),
-        list(ARMS) if arms is None else parse_names(arms),
-        seeds=parse_numbers(seeds, option="--seeds"),
-        splits=numbers,
-        reference=reference,
-        use_gold=use_gold,
+        open_configs(source, chosen, splits=splits, folder=folder),
+        arms,
+        seeds=parse_numbers(options.seeds, option="--seeds"),
+        splits=splits,
+        reference=options.reference,
+        use_gold=options.use_gold,
         output_dir=folder,
-        settings=point_settings(points),
-        sweep=axes,
-        jobs=jobs,
+        jobs=options.jobs,
+        keep_models=options.keep_models,
         reporter=reporter,
+        **sweep,
     )
 
 

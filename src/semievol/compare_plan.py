@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semievol.arms import Arm, configure, plan_arm
-from semievol.artifacts import RunDir
+from semievol.artifacts import DROPPED, RunDir
 from semievol.comparison import ComparisonRecord, RunRecord
 from semievol.config import RunConfig
 from semievol.errors import ConfigError
@@ -187,11 +187,12 @@ def split_folders(folder: Path, split: int) -> list[Path]:
 
 
 def finished_steps(folder: Path, split: int) -> set[tuple[str, str]]:
-    """Name and fingerprint of the steps that some run folder of a split holds."""
+    """Name and fingerprint of the steps that some run folder of a split holds whole."""
     return {
         (name, entry["fingerprint"])
         for place in split_folders(folder, split)
         for name, entry in RunDir(place).manifest().items()
+        if DROPPED not in entry
     }
 
 

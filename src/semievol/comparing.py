@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semievol.arms import choose_arms
 from semievol.artifacts import RunDir
+from semievol.compare_models import drop_models
 from semievol.compare_plan import (
     Key,
     Setting,
@@ -41,9 +42,6 @@ from semievol.progress import ConsoleReporter
 from semievol.sharing import Failures, SharedSteps
 from semievol.stage import Reporter, SilentReporter
 
-Prints = Mapping[Key, Mapping[str, str]]
-"""Fingerprint of each step of each run."""
-
 
 def compare(
     config: RunConfig | Mapping[int, RunConfig],
@@ -57,6 +55,7 @@ def compare(
     settings: Mapping[str, Setting] | None = None,
     sweep: dict[str, list[object]] | None = None,
     jobs: int = 1,
+    keep_models: bool = True,
     reporter: Reporter | None = None,
 ) -> Path:
     """Run what is not done yet of a comparison and return its folder; comparison.json says how each run ended.
@@ -72,6 +71,7 @@ def compare(
         settings: Points of a sweep by `key=value,...`; None: the config alone.
         sweep: Values of each key of the sweep, for the record.
         jobs: Processes; they share the runs of all splits and seeds, with the same results as one alone.
+        keep_models: Whether trained models stay; else each is deleted when no run of its split needs it any more.
         reporter: What a person sees; None shows nothing.
 
     Raises:
@@ -106,19 +106,58 @@ def compare(
             prints,
             {split: finished_steps(output_dir, split) for split in splits},
         )
-        n_jobs = min(jobs, len(schedule.left))
+        n_jobs = max(1, min(jobs, len(schedule.left)))
+        work = _Work(output_dir, schedule, prints, reporter, n_jobs, keep_models)
         if n_jobs > 1:
-            _run_in_processes(output_dir, schedule, prints, jobs=n_jobs, reporter=reporter)
+            _run_in_processes(work)
         else:
-            _run_in_this_process(output_dir, schedule, prints, reporter)
+            _run_in_this_process(work)
     return output_dir
 
 
-def _run_in_this_process(folder: Path, schedule: Schedule, prints: Prints, reporter: Reporter) -> None:
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is left of a comparison, and how it is done."""
+
+    folder: Path
+    schedule: Schedule
+    prints: Mapping[Key, Mapping[str, str]]
+    """Fingerprint of each step of each run."""
+    reporter: Reporter
+    jobs: int
+    keep_models: bool
+
+    def end(self, part: Part, record: RunRecord) -> None:
+        """Tell the schedule, and if the run has ended comparison.json and the person, too."""
+        manifest = RunDir(self.folder / record.folder).manifest()
+        finished = [(name, entry["fingerprint"]) for name, entry in manifest.items()]
+        self.schedule.end(part, finished=finished, is_over=record.status != "pending")
+        if record.status == "pending":
+            return
+        after = record_run(self.folder, record)
+        if not self.keep_models:
+            self._drop_models(after, record.split)
+        n_ended = sum(r.status != "pending" for r in after.runs)
+        ended = f"{record.arm}, {_place(record)}: {record.error or 'done'}"
+        self.reporter.note(f"{n_ended} of {len(after.runs)} runs: {ended}{self._time_left()}")
+
+    def _drop_models(self, record: ComparisonRecord, split: int) -> None:
+        left = [run for run in self.schedule.left if run.record.split == split]
+        needed = {print_ for run in left for print_ in self.prints[run.record.key].items()}
+        done = [self.folder / r.folder for r in record.runs if r.split == split and r.status == "done"]
+        drop_models(done, needed=needed)
+
+    def _time_left(self) -> str:
+        if not self.schedule.left:
+            return ""
+        left = plan_work(self.folder, self.schedule.left, self.prints, n_runs_done=0, jobs=self.jobs)
+        return "" if left.unmeasured else f"; {left.time_left()}"
+
+
+def _run_in_this_process(work: _Work) -> None:
     failures: Failures = {}
-    while (part := schedule.next()) is not None:
-        record = run_part(folder, part, failures, reporter)
-        _end_part(folder, schedule, part, record, prints, reporter, jobs=1)
+    while (part := work.schedule.next()) is not None:
+        work.end(part, run_part(work.folder, part, failures, work.reporter))
 
 
 def run_part(folder: Path, part: Part, failures: Failures, reporter: Reporter) -> RunRecord:
@@ -148,30 +187,6 @@ def run_part(folder: Path, part: Part, failures: Failures, reporter: Reporter) -
         )
     trace.unlink(missing_ok=True)
     return replace(run.record, status="done" if part.is_last else "pending", error=None)
-
-
-def _end_part(
-    folder: Path,
-    schedule: Schedule,
-    part: Part,
-    record: RunRecord,
-    prints: Prints,
-    reporter: Reporter,
-    *,
-    jobs: int,
-) -> None:
-    """Tell the schedule, and if the run has ended comparison.json and the person, too."""
-    manifest = RunDir(folder / record.folder).manifest()
-    finished = [(name, entry["fingerprint"]) for name, entry in manifest.items()]
-    schedule.end(part, finished=finished, is_over=record.status != "pending")
-    if record.status == "pending":
-        return
-    after = record_run(folder, record)
-    n_ended = sum(r.status != "pending" for r in after.runs)
-    left = plan_work(folder, schedule.left, prints, n_runs_done=0, jobs=jobs) if schedule.left else None
-    time_left = f"; {left.time_left()}" if left is not None and not left.unmeasured else ""
-    ended = f"{record.arm}, {_place(record)}: {record.error or 'done'}"
-    reporter.note(f"{n_ended} of {len(after.runs)} runs: {ended}{time_left}")
 
 
 def rows_file(folder: Path, cell: tuple[int, int]) -> Path:
@@ -204,13 +219,13 @@ class ArmReporter:
             self._inner.done(f"{self._arm} {name}", text, seconds)
 
 
-def _run_in_processes(folder: Path, schedule: Schedule, prints: Prints, *, jobs: int, reporter: Reporter) -> None:
+def _run_in_processes(work: _Work) -> None:
     others = set(multiprocessing.active_children())
     failures: Failures = {}
-    shown = not isinstance(reporter, SilentReporter)
-    with _threads_for(jobs):
+    shown = not isinstance(work.reporter, SilentReporter)
+    with _threads_for(work.jobs):
         pool = ProcessPoolExecutor(
-            jobs,
+            work.jobs,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_end_with_parent,
             initargs=(os.getpid(),),
@@ -218,14 +233,14 @@ def _run_in_processes(folder: Path, schedule: Schedule, prints: Prints, *, jobs:
         working: dict[Future[tuple[RunRecord, Failures]], Part] = {}
         try:
             while True:
-                while len(working) < jobs and (part := schedule.next()) is not None:
-                    working[pool.submit(_run_part_in_process, folder, part, dict(failures), shown)] = part
+                while len(working) < work.jobs and (part := work.schedule.next()) is not None:
+                    working[pool.submit(_run_part_in_process, work.folder, part, dict(failures), shown)] = part
                 if not working:
                     break
                 for future in wait(working, return_when=FIRST_COMPLETED).done:
                     record, failed = future.result()
                     failures.update(failed)
-                    _end_part(folder, schedule, working.pop(future), record, prints, reporter, jobs=jobs)
+                    work.end(working.pop(future), record)
         except BaseException as error:
             # Left alone, the pool would wait for the parts in hand.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -233,8 +248,8 @@ def _run_in_processes(folder: Path, schedule: Schedule, prints: Prints, *, jobs:
                 process.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise ArtifactError(
-                    f"{folder}: a process of --jobs {jobs} was killed (out of memory?); what is done is kept: "
-                    f"run it again, with fewer jobs"
+                    f"{work.folder}: a process of --jobs {work.jobs} was killed (out of memory?); what is done is "
+                    f"kept: run it again, with fewer jobs"
                 ) from None
             raise
         pool.shutdown()

@@ -8,14 +8,14 @@ on and of the fingerprints of the steps whose artifacts it reads.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from semievol import __version__
-from semievol.artifacts import STATE, RunDir, content_hash
+from semievol.artifacts import DROPPED, STATE, RunDir, content_hash
 from semievol.backends.base import HOSTED
 from semievol.backends.notes import hosted_notes
 from semievol.config import RunConfig, Section
@@ -143,10 +143,10 @@ def _run_locked(
     shared: SharedSteps | None,
 ) -> None:
     fingerprints = fingerprint_steps(config, run_dir, backends, steps)
+    left = _steps_to_run(config, run_dir, steps, fingerprints)
     for step in steps:
         fingerprint = fingerprints[step.name]
-        entry = run_dir.manifest().get(step.name)
-        if entry is not None and entry["fingerprint"] == fingerprint:
+        if step.name not in left:
             reporter.done(step.name, "done before", 0.0)
             continue
         ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round)
@@ -156,6 +156,22 @@ def _run_locked(
             _run_step(ctx, step, fingerprint)
         else:
             _run_or_take_over(ctx, step, fingerprint, shared)
+
+
+def _steps_to_run(
+    config: RunConfig, run_dir: RunDir, steps: Sequence[Step], fingerprints: Mapping[str, str]
+) -> set[str]:
+    """Names of the steps that are not done, and of those whose model was deleted and is read by one of them."""
+    manifest = run_dir.manifest()
+    left: set[str] = set()
+    asked_for: set[str] = set()
+    for step in reversed(steps):
+        entry = manifest.get(step.name, {})
+        is_lacking = DROPPED in entry and f"{step.stage.name}/model" in asked_for
+        if is_lacking or entry.get("fingerprint") != fingerprints[step.name]:
+            left.add(step.name)
+            asked_for.update(step.stage.reads_of(config))
+    return left
 
 
 def fingerprint_steps(config: RunConfig, run_dir: RunDir, backends: Backends, steps: Sequence[Step]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from semievol.artifacts import RunDir, remove_folder
+from semievol.artifacts import DROPPED, RunDir, remove_folder
 
 Failures = dict[tuple[str, str], str]
 """Why steps failed, by name and fingerprint."""
@@ -28,8 +28,10 @@ class SharedSteps:
             self.add(RunDir(folder))
 
     def add(self, run_dir: RunDir) -> None:
-        """Make what is finished in a run folder known to the others."""
+        """Make what is finished in a run folder known to the others, but for steps whose model was deleted."""
         for name, entry in run_dir.manifest().items():
+            if DROPPED in entry:
+                continue
             known = self._folders.setdefault((name, entry["fingerprint"]), [])
             if run_dir.path not in known:
                 known.append(run_dir.path)

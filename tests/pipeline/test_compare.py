@@ -237,3 +237,37 @@ def test_plan_counts_what_is_left_after_sharing(make_config, tmp_path):
     more = run_compare(make_config(), tmp_path / "c", ["sft", "semievol"], seeds=[0, 1, 2])
     assert more.notes[0] == "6 runs, 4 done before; 33 steps, 4 of them shared, 22 done before"
     assert more.notes[2].startswith("time left: about ")
+
+
+def models(folder: Path) -> set[str]:
+    return {str(p.parent.relative_to(folder)) for p in folder.rglob("adapter") if p.is_dir()}
+
+
+def test_models_that_no_run_needs_are_dropped(make_config, tmp_path):
+    arms = ["sft", "sft_matched", "semievol", "pseudo_all"]
+    run_compare(make_config(), tmp_path / "kept", arms)
+    assert models(tmp_path / "kept")
+    run_compare(make_config(), tmp_path / "c", arms, keep_models=False)
+    assert not models(tmp_path / "c")
+    predictions = sorted(p.read_bytes() for p in (tmp_path / "c").rglob("measure/predictions.jsonl"))
+    assert predictions == sorted(p.read_bytes() for p in (tmp_path / "kept").rglob("measure/predictions.jsonl"))
+    assert run_compare(make_config(), tmp_path / "c", arms, keep_models=False).ran == []
+
+
+def test_arm_that_needs_a_dropped_model_trains_it_again(make_config, tmp_path):
+    folder = tmp_path / "c"
+    run_compare(make_config(), folder, ["sft"], keep_models=False)
+    assert run_compare(make_config(), folder, ["sft", "self_consistency"]).ran == [
+        "self_consistency warmup",
+        "self_consistency measure",
+    ]
+    expected = tmp_path / "at-once"
+    run_compare(make_config(), expected, ["sft", "self_consistency"])
+    place = "split-0/seed-0/self_consistency/measure/predictions.jsonl"
+    assert (folder / place).read_bytes() == (expected / place).read_bytes()
+
+
+def test_audit_of_a_finished_run_needs_no_dropped_model(make_config, tmp_path):
+    folder = tmp_path / "c"
+    run_compare(make_config(), folder, ["semievol"], keep_models=False)
+    assert run_compare(make_config(), folder, ["semievol"], use_gold=True).ran == ["semievol audit"]
