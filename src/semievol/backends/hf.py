@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from semievol.backends.host_memory import reuse_freed_memory
 from semievol.config import ModelConfig
 from semievol.errors import ConfigError
 from semievol.types import Message, ModelRef
@@ -109,6 +110,8 @@ def open_model(
 
     path = resolve_model_path(ref.base)
     device = resolve_device(model)
+    if device.type == "cpu":
+        reuse_freed_memory()
     placement = (
         {} if quantization_config is None else {"quantization_config": quantization_config, "device_map": device}
     )
