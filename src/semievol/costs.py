@@ -160,7 +160,13 @@ def _propagate(config: RunConfig, sizes: Sizes, n_rows: int) -> StagePlan:
     tokens = round(n_rows * sum(sizes.prompt_tokens[c.k] for c in prompts))
     n = n_rows * len(used)
     what = f"{len(used)} answers a row"
-    return StagePlan("propagate", what, n_rows, False, tokens, 0 if sampled else n, n if sampled else 0, 0, 0)
+    plan = StagePlan("propagate", what, n_rows, False, tokens, 0 if sampled else n, n if sampled else 0, 0, 0)
+    if config.propagate.cascade is None:
+        return plan
+    # All rows are looked at; how many stay open is not known before.
+    first = round(n_rows * sizes.prompt_tokens[0])
+    what = f"a first look, {what.replace('a row', 'an open row')}"
+    return plan._replace(what=what, at_most=True, prompt_tokens=tokens + first, n_scored=plan.n_scored + n_rows)
 
 
 def _justify(config: RunConfig, sizes: Sizes, n_rows: int, *, closed: bool) -> StagePlan:
