@@ -11,7 +11,7 @@ from semievol.errors import ConfigError
 from semievol.pipeline import run
 from semievol.stage import SilentReporter
 from semievol.types import Candidates, PseudoLabel
-from tests.pipeline.conftest import FAKE
+from tests.pipeline.conftest import FAKE, write_task
 from tests.pipeline.test_fake_run import artifacts, results_without_cost
 
 CASCADE = {"min_confidence": 0.85, "audit_fraction": 0.5}
@@ -205,3 +205,39 @@ def test_base_configurations_are_looked_at_with_the_base(make_config, answer_wit
     run_dir = run(make_config(propagate=propagate), until_stage="propagate")
     settled = [c for c in read(run_dir, "propagate/candidates", Candidates).values() if c.by_cascade]
     assert {c.config_names for c in settled} == {(f"{model}-0",)}
+
+
+def test_a_cascade_over_a_real_model(tiny_llama_dir, tmp_path):
+    pytest.importorskip("bm25s")
+    config = parse_config(
+        {
+            "output_dir": str(tmp_path / "run"),
+            "data": write_task(tmp_path, {"labeled": 8, "unlabeled": 24, "test": 4}),
+            "model": {"path": tiny_llama_dir, "device": "cpu"},
+            "trainer": {"type": "trl", "r": 4, "max_steps": 2, "per_device_train_batch_size": 4},
+            "embedder": {"type": "bm25"},
+            "propagate": {"cascade": {"min_confidence": 0.95, "audit_fraction": 0.4}},
+        }
+    )
+    run_dir = run(config, until_stage="select")
+    looks = {row["candidates"]["example_id"]: row for row in lines(run_dir, "propagate/first_looks")}
+    labels = read(run_dir, "justify/pseudo_labels", PseudoLabel)
+    settled = {i for i, row in looks.items() if row["max_probability"] >= 0.95}
+    assert 0 < len(settled) < 24
+    assert {i for i, label in labels.items() if label.source == "cascade"} == settled
+    for i in settled:
+        (completion,) = looks[i]["candidates"]["completions"]
+        logprobs = completion["token_logprobs"]
+        assert labels[i].max_probability == looks[i]["max_probability"]
+        assert labels[i].mean_nll == pytest.approx(-sum(logprobs) / len(logprobs))
+    manifest = run_dir.manifest()
+    saved = manifest["round-1/propagate"]["stats"]["cascade"]
+    n_left_out = saved["n_settled"] - saved["n_audited"]
+    assert n_left_out > 0
+    assert saved["n_requests_saved"] == 4 * n_left_out
+    assert saved["first_look_seconds"] > 0
+    seconds = manifest["round-1/propagate"]["cost"]["model_seconds"] - saved["first_look_seconds"]
+    assert saved["model_seconds_saved"] == pytest.approx(seconds * n_left_out / (24 - n_left_out), rel=0.01)
+    assert manifest["round-1/justify"]["stats"]["cascade"]["n_compared"] == saved["n_audited"] > 0
+    # All 24 first looks are found again; only answers that are not the likeliest one would need another request.
+    assert manifest["round-1/justify"]["cost"]["reused_prompt_tokens"] > 0
