@@ -138,6 +138,7 @@ def audit_pseudo_labels(
         "dropped": [x for x in rated if x.example_id not in kept_ids],
         "consensus": [x for x in rated if x.source == "consensus"],
         "justified": [x for x in rated if x.source == "justified"],
+        "cascade": [x for x in rated if x.source == "cascade"],
     }.items():
         if rows:
             hits = np.array([correct[x.example_id] for x in rows], dtype=np.float64)

@@ -20,7 +20,6 @@ from semievol.config import Bm25EmbedderConfig, RunConfig
 from semievol.costs import (
     Disk,
     Memory,
-    ModelSize,
     Sizes,
     StagePlan,
     answer_limit,
@@ -33,6 +32,7 @@ from semievol.costs import (
 from semievol.demonstrations import fit_demonstrations, retrieve
 from semievol.errors import SemiEvolError
 from semievol.loading import LoadedData, load_examples
+from semievol.model_sizes import ModelSize
 from semievol.money import Money, estimate_money, limit_warnings
 from semievol.prompts import PromptBuilder
 from semievol.stage import Backends, SilentReporter, StageContext

@@ -519,6 +519,17 @@ class ConfigurationConfig(Section):
         return f"{self.model}-{self.k}"
 
 
+class CascadeConfig(Section):
+    """Rows that one exact answer distribution settles are asked no further (docs/method.md); closed sets only."""
+
+    min_confidence: float = Field(0.95, gt=0, lt=1)
+    """Rows whose most likely answer has at least this exact probability, under the model without demonstrations, are
+    settled; the others are open."""
+    audit_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of the settled rows, drawn by seed and row id, that all configurations answer as well, to say how many
+    final answers the cascade changed. 0: that is not measured."""
+
+
 class PropagateConfig(Section):
     """Collaborative learning: what answers the unlabelled rows and how."""
 
@@ -536,6 +547,8 @@ class PropagateConfig(Section):
     """Most tokens of a sampled answer. None: 16 for choice, 32 for label and number, 64 for span, 512 for text."""
     max_failed_fraction: float = Field(0.01, ge=0, le=1)
     """Share of requests that may fail before the stage stops."""
+    cascade: CascadeConfig | None = None
+    """Cheap exact scores first. None: all configurations answer every row, as in the paper."""
 
 
 class JustifyConfig(Section):
@@ -700,6 +713,15 @@ class RunConfig(Section):
             raise ValueError(
                 f"propagate.answer_with: scores needs exact scores, which generator.type: {self.generator.type} "
                 "cannot give; use samples"
+            )
+        if self.propagate.cascade is not None and self.task.type not in ("choice", "label"):
+            raise ValueError(
+                f"propagate.cascade needs a closed answer set (choice or label), but task.type is {self.task.type}"
+            )
+        if self.propagate.cascade is not None and self.generator.type in ("openai", "openai_batch"):
+            raise ValueError(
+                f"propagate.cascade needs exact scores, which generator.type: {self.generator.type} cannot give; "
+                "leave it out, or use a local generator"
             )
         if self.select.signal in ("entropy", "max_probability") and self.task.type not in ("choice", "label"):
             raise ValueError(

@@ -10,29 +10,16 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from semievol.answering import max_tokens
 from semievol.backends.base import HOSTED, open_trainer
 from semievol.config import ConfigurationConfig, ModelConfig, RunConfig, TrainerConfig
+from semievol.model_sizes import ModelSize
 from semievol.sft import stage_trainer_config
 
 ROW_BYTES = 1500
 """Row store and artifacts, a request: keys, text, log-probabilities, candidates and labels."""
-
-
-class ModelSize(NamedTuple):
-    """Size of a causal language model, from its config alone."""
-
-    architecture: str
-    n_parameters: int
-    n_adapter: int
-    """Weights that training changes: of the adapter, or all."""
-    n_layers: int
-    hidden_size: int
-    kv_size: int
-    """Numbers that one token adds to the cache, a layer: keys and values."""
-    vocab_size: int
 
 
 class Sizes(NamedTuple):
@@ -173,7 +160,13 @@ def _propagate(config: RunConfig, sizes: Sizes, n_rows: int) -> StagePlan:
     tokens = round(n_rows * sum(sizes.prompt_tokens[c.k] for c in prompts))
     n = n_rows * len(used)
     what = f"{len(used)} answers a row"
-    return StagePlan("propagate", what, n_rows, False, tokens, 0 if sampled else n, n if sampled else 0, 0, 0)
+    plan = StagePlan("propagate", what, n_rows, False, tokens, 0 if sampled else n, n if sampled else 0, 0, 0)
+    if config.propagate.cascade is None:
+        return plan
+    # All rows are looked at; how many stay open is not known before.
+    first = round(n_rows * sizes.prompt_tokens[0])
+    what = f"a first look, {what.replace('a row', 'an open row')}"
+    return plan._replace(what=what, at_most=True, prompt_tokens=tokens + first, n_scored=plan.n_scored + n_rows)
 
 
 def _justify(config: RunConfig, sizes: Sizes, n_rows: int, *, closed: bool) -> StagePlan:
@@ -196,49 +189,6 @@ def _justify(config: RunConfig, sizes: Sizes, n_rows: int, *, closed: bool) -> S
         0,
         0,
     )
-
-
-def model_size(config: RunConfig) -> ModelSize:
-    """Count weights on the meta device: nothing but the model's config is read."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from semievol.backends.hf import resolve_model_path
-
-    path = resolve_model_path(config.model.path)
-    revision = None if Path(path).is_dir() else config.model.revision
-    found = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
-    model.tie_weights()
-    text = found.get_text_config()
-    n_heads = getattr(text, "num_attention_heads", None) or 1
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // n_heads
-    n_kv = getattr(text, "num_key_value_heads", None) or n_heads
-    n = sum(p.numel() for p in model.parameters())
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return ModelSize(
-        architecture=type(model).__name__,
-        n_parameters=n,
-        n_adapter=_count_trained(config, linear, n),
-        n_layers=getattr(text, "num_hidden_layers", 1),
-        hidden_size=text.hidden_size,
-        kv_size=2 * n_kv * head_dim,
-        vocab_size=text.vocab_size,
-    )
-
-
-def _count_trained(config: RunConfig, linear: Mapping[str, Any], n_parameters: int) -> int:
-    trainer = config.trainer
-    if trainer.type != "trl" or trainer.method == "full":
-        return n_parameters
-    targets = trainer.target_modules
-    if targets == "all-linear":
-        chosen = [m for name, m in linear.items() if not name.endswith(("lm_head", "decoder", "embed_out"))]
-    else:
-        wanted = (targets,) if isinstance(targets, str) else targets
-        chosen = [m for name, m in linear.items() if name.split(".")[-1] in wanted]
-    return sum(trainer.r * (m.in_features + m.out_features) for m in chosen)
 
 
 def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Memory:
@@ -264,16 +214,15 @@ def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Mem
 
 def _device(model: ModelConfig) -> tuple[str, int, bool]:
     """Name of the device, bytes of memory it has, and whether weights stand in 16 bits on it by default."""
+    from semievol.backends.hf import resolve_device, resolve_device_type, resolve_dtype
+
+    if resolve_device_type(model) != "cuda":
+        half = model.dtype not in ("auto", "float32")
+        return "cpu", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), half
     import torch
 
-    from semievol.backends.hf import resolve_device, resolve_dtype
-
-    device = resolve_device(model)
-    half = resolve_dtype(model) != torch.float32
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return properties.name, properties.total_memory, half
-    return "cpu", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), half
+    properties = torch.cuda.get_device_properties(resolve_device(model))
+    return properties.name, properties.total_memory, resolve_dtype(model) != torch.float32
 
 
 def estimate_disk(config: RunConfig, size: ModelSize | None, plans: list[StagePlan], folder: Path) -> Disk:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from semievol.errors import DataError
 
@@ -51,6 +50,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         DataError: If n < 1, or successes is not in 0..n.
     """
     _check_counts(successes, n, confidence)
+    from scipy import stats  # takes most of a second to import
+
     z = float(stats.norm.ppf(0.5 + confidence / 2))
     share, denominator = successes / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / denominator
@@ -67,6 +68,8 @@ def clopper_pearson_interval(successes: int, n: int, confidence: float = 0.95) -
         DataError: If n < 1, or successes is not in 0..n.
     """
     _check_counts(successes, n, confidence)
+    from scipy import stats
+
     tail = (1 - confidence) / 2
     low = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, n - successes + 1))
     high = 1.0 if successes == n else float(stats.beta.ppf(1 - tail, successes + 1, n - successes))
@@ -138,6 +141,8 @@ def mcnemar_p_value(a: ArrayLike, b: ArrayLike) -> float:
     n_first, n_second = int((first > second).sum()), int((second > first).sum())
     if n_first + n_second == 0:
         return 1.0
+    from scipy import stats
+
     return float(stats.binomtest(n_first, n_first + n_second, 0.5).pvalue)
 
 
@@ -198,6 +203,8 @@ def minimum_detectable_difference(
         raise DataError(
             f"minimum_detectable_difference: discordant_fraction {f} and power {power} have to lie in (0, 1)"
         )
+    from scipy import stats
+
     z_alpha, z_power = float(stats.norm.ppf(0.5 + confidence / 2)), float(stats.norm.ppf(power))
     # The square of the equation is a quadratic in d; the larger root is the solution.
     root = z_power * np.sqrt(max(0.0, f * (n + z_power**2 - z_alpha**2)))

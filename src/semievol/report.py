@@ -120,6 +120,7 @@ def build_page(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> d
         "rounds": report_tables.round_lines(
             entries, keep_fraction=config.select.keep_fraction, apply_to=config.select.apply_to
         ),
+        "cascades": results.get("cascade", []),
         "figures": draw_figures(run_dir, results, metric=METRIC_NAMES[metric]),
         "trainings": [_training(entry, config) for entry in results["training"]],
         "rendered": split_rendered(results["training"]),

@@ -13,6 +13,7 @@ SETS = {
     "dropped": "dropped",
     "consensus": "by consensus",
     "justified": "by justification",
+    "cascade": "by cascade",
 }
 SIGNALS = {
     "mean_nll": "mean NLL",

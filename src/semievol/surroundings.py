@@ -13,8 +13,8 @@ from semievol.backends.base import HOSTED
 from semievol.backends.openai_client import address
 from semievol.backends.openai_dates import fine_tuning_notice
 from semievol.config import EndpointConfig, OpenAITrainerConfig, RunConfig
-from semievol.costs import ModelSize, model_size
 from semievol.errors import ArtifactError, SemiEvolError
+from semievol.model_sizes import ModelSize, model_size
 from semievol.pipeline import plan_steps
 
 
@@ -124,10 +124,10 @@ def check_model(config: RunConfig) -> tuple[list[str], list[str], ModelSize | No
     """Open the model's config, look for its weights and the device, without loading a weight."""
     if not opens_model(config):
         return [], [], None
-    from semievol.backends.hf import resolve_device, resolve_model_path
+    from semievol.backends.hf import resolve_device_type, resolve_model_path
 
     try:
-        device = resolve_device(config.model)
+        device = resolve_device_type(config.model)
         size = model_size(config)
     except SemiEvolError as error:
         return [str(error)], [], None
@@ -135,7 +135,7 @@ def check_model(config: RunConfig) -> tuple[list[str], list[str], ModelSize | No
         return [f"model.path: {config.model.path} cannot be built from its config: {_first_line(error)}"], [], None
     faults: list[str] = []
     warnings: list[str] = []
-    if config.trainer.type == "trl" and config.trainer.method == "qlora" and device.type != "cuda":
+    if config.trainer.type == "trl" and config.trainer.method == "qlora" and device != "cuda":
         faults.append(f"trainer.method: qlora needs a CUDA GPU, but the device is {device}; use lora")
     path = resolve_model_path(config.model.path)
     names = ("model.safetensors", "model.safetensors.index.json")

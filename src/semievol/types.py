@@ -207,6 +207,8 @@ class Candidates:
     config_names: tuple[str, ...]
     n_demonstrations_dropped: int = 0
     """Demonstrations left out, over all configurations, because the prompt was too long."""
+    by_cascade: bool = False
+    """Whether one exact distribution settled the row (`propagate.cascade`), so that nothing else was asked."""
 
     def __post_init__(self) -> None:
         if not len(self.completions) == len(self.answers) == len(self.config_names):
@@ -221,8 +223,8 @@ class PseudoLabel:
     answer: str
     completion: str
     """Text that a model is trained to give for `answer`."""
-    source: Literal["consensus", "justified", "majority", "gold"]
-    """gold: the sealed target itself, in an oracle; its agreement is 1."""
+    source: Literal["consensus", "justified", "majority", "cascade", "gold"]
+    """cascade: settled by one exact distribution, agreement 1; gold: the sealed target, in an oracle, agreement 1."""
     agreement: float
     """Share of the configurations that gave `answer`, in [0, 1]."""
     mean_nll: float | None = None

@@ -21,4 +21,4 @@ def uncertainty(label: PseudoLabel, config: SelectConfig) -> float:
 
 def is_ranked(label: PseudoLabel, config: SelectConfig) -> bool:
     """Whether the percentile applies to a label, or it is kept without a confidence test."""
-    return config.apply_to == "all" or label.source != "consensus"
+    return config.apply_to == "all" or label.source not in ("consensus", "cascade")

@@ -38,6 +38,8 @@ LAYERS = (
         "evaluating",
         "exporting",
         "model_card",
+        "model_sizes",
+        "costs",
         "checking",
         "summary",
         "cancelling",

@@ -195,7 +195,7 @@ RETRIEVERS = {
     "fake": "semievol.backends.fake:FakeRetriever",
 }
 TOKENS = {
-    "transformers": "semievol.backends.transformers:TransformersTokens",
+    "transformers": "semievol.backends.tokens:TransformersTokens",
     "openai": "semievol.backends.openai_tokens:OpenAITokens",
     "openai_batch": "semievol.backends.openai_tokens:OpenAITokens",
     "fake": "semievol.backends.fake:FakeTokens",

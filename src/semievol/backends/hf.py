@@ -6,19 +6,20 @@ is asked are the same tokens.
 
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from semievol.backends.host_memory import reuse_freed_memory
+from semievol.backends.model_files import read_config
 from semievol.config import ModelConfig
 from semievol.errors import ConfigError
 from semievol.types import Message, ModelRef
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LONGEST = 4096
@@ -36,12 +37,30 @@ def resolve_model_path(path: str) -> str:
     return str(pocket_lm_dir())
 
 
-def resolve_device(model: ModelConfig) -> torch.device:
+def resolve_device_type(model: ModelConfig) -> str:
+    """`resolve_device(model).type`; torch is not imported where there plainly is no GPU.
+
+    Raises:
+        ConfigError: As `resolve_device`.
+    """
+    if model.device == "cpu" or (model.device == "auto" and sys.platform == "linux" and not _has_gpu_files()):
+        return "cpu"
+    return resolve_device(model).type
+
+
+def _has_gpu_files() -> bool:
+    """Whether the kernel has a driver that torch might know as cuda: NVIDIA's, AMD's, or that of WSL."""
+    return any(Path("/dev").glob("nvidia*")) or Path("/dev/kfd").exists() or Path("/dev/dxg").exists()
+
+
+def resolve_device(model: ModelConfig) -> "torch.device":
     """The torch device of `model.device`.
 
     Raises:
         ConfigError: If torch does not know the device or sees no such GPU.
     """
+    import torch
+
     if model.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -53,8 +72,10 @@ def resolve_device(model: ModelConfig) -> torch.device:
     return device
 
 
-def resolve_dtype(model: ModelConfig) -> torch.dtype:
+def resolve_dtype(model: ModelConfig) -> "torch.dtype":
     """The torch dtype of `model.dtype`: `auto` is float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
+    import torch
+
     if model.dtype != "auto":
         dtype: torch.dtype = getattr(torch, model.dtype)
         return dtype
@@ -77,7 +98,7 @@ def open_tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_open("tokenizer", path, error) from error
     if model.chat_template is not None:
-        tokenizer.chat_template = _read_template(model.chat_template)
+        tokenizer.chat_template = read_template(model.chat_template)
     if not tokenizer.chat_template:
         raise ConfigError(
             f"model.path: the tokenizer of {path} has no chat template, so there is no telling how to prompt it; "
@@ -95,7 +116,7 @@ def open_model(
     ref: ModelRef,
     *,
     trainable: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: "torch.dtype | None" = None,
     quantization_config: Any = None,
 ) -> "PreTrainedModel":
     """The base of `ref` on the device of `model`, with the adapter of `ref` (a PeftModel then) where it has one.
@@ -164,17 +185,8 @@ def resolve_max_length(model: ModelConfig) -> int:
     Raises:
         ConfigError: If `model.max_length` is more than the model has positions.
     """
-    from transformers import AutoConfig
-
     path = resolve_model_path(model.path)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=_revision(model, path), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_open("model", path, error) from error
-    text_config = config.get_text_config()
-    positions = next(
-        (n for k in ("max_position_embeddings", "n_positions") if (n := getattr(text_config, k, None))), None
-    )
+    positions = (read_config(Path(path)) or {}).get("max_position_embeddings") or _positions(model, path)
     if model.max_length is None:
         return min(positions or LONGEST, LONGEST)
     if positions is not None and model.max_length > positions:
@@ -182,6 +194,18 @@ def resolve_max_length(model: ModelConfig) -> int:
             f"model.max_length: {model.max_length} is more than the {positions} positions that {path} has"
         )
     return model.max_length
+
+
+def _positions(model: ModelConfig, path: str) -> int | None:
+    """Positions that the model has; None where its config names none."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, revision=_revision(model, path), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_open("model", path, error) from error
+    text_config = config.get_text_config()
+    return next((n for k in ("max_position_embeddings", "n_positions") if (n := getattr(text_config, k, None))), None)
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -291,7 +315,8 @@ def _until_turn_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int], after_
     return ids[: len(ids) - len(tail) + end + 1]
 
 
-def _read_template(value: str) -> str:
+def read_template(value: str) -> str:
+    """The Jinja template that `model.chat_template` is, or that the file it names holds."""
     looks_like_path = "\n" not in value and "{" not in value
     if not looks_like_path:
         return value

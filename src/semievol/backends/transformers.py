@@ -25,21 +25,18 @@ from semievol.backends.decoding import CausalLm, Sample, draw_uniforms
 from semievol.backends.hf import (
     add_adapter,
     completion_ids,
-    encode,
     open_model,
     open_tokenizer,
     quiet_loading,
     render_prompt,
-    render_prompt_ids,
     resolve_max_length,
     special_ids,
     stop_ids,
-    tokenizer_fingerprint,
 )
 from semievol.backends.tries import Trie, TrieRow, build_trie
 from semievol.config import ModelConfig, TransformersGeneratorConfig
 from semievol.errors import DataError, GenerationError
-from semievol.types import ChoiceRequest, ChoiceScores, Completion, Message, ModelRef, Request, Result, Sampling
+from semievol.types import ChoiceRequest, ChoiceScores, Completion, ModelRef, Request, Result, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,27 +49,6 @@ WINDOW = 4096
 AnyRequest = TypeVar("AnyRequest", Request, ChoiceRequest)
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-
-
-class TransformersTokens:
-    """Counts and renders prompts with the model's tokenizer and chat template."""
-
-    def __init__(self, config: TransformersGeneratorConfig, model: ModelConfig) -> None:
-        self._tokenizer = open_tokenizer(model)
-        self.fingerprint = tokenizer_fingerprint(self._tokenizer)
-        self.max_length = resolve_max_length(model)
-
-    def count_prompt(self, messages: Sequence[Message]) -> int:
-        """Tokens of the rendered chat, the start of the assistant turn included."""
-        return len(render_prompt_ids(self._tokenizer, messages))
-
-    def count_text(self, text: str) -> int:
-        """Tokens of `text`, without special tokens."""
-        return len(encode(self._tokenizer, text))
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt as the model sees it, special tokens and all."""
-        return render_prompt(self._tokenizer, messages)
 
 
 @dataclass(frozen=True, slots=True)

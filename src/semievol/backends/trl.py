@@ -26,8 +26,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from semievol.backends import hf, sft_rows
 from semievol.backends.base import FitReport, Progress, require
 from semievol.config import ModelConfig, TrainerConfig, TrlTrainerConfig
@@ -35,6 +33,7 @@ from semievol.errors import ArtifactError, ConfigError
 from semievol.types import ModelRef, SftRow
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from semievol.backends.sft_rows import EncodedRow
@@ -127,6 +126,8 @@ class TrlTrainer:
     def _fit_encoded(
         self, rows: Sequence["EncodedRow"], tokenizer: "PreTrainedTokenizerBase", *, request: "_Request"
     ) -> FitReport:
+        import torch
+
         from semievol.backends.sft_trainer import SftJob, train_job
 
         settings, device = request.config, hf.resolve_device(self._model_config)
@@ -161,7 +162,8 @@ class TrlTrainer:
             torch.cuda.empty_cache()
         return report
 
-    def _open_model(self, model: ModelRef, config: TrlTrainerConfig, device: torch.device) -> "PreTrainedModel":
+    def _open_model(self, model: ModelRef, config: TrlTrainerConfig, device: "torch.device") -> "PreTrainedModel":
+        import torch
         from transformers import BitsAndBytesConfig
 
         quantization = None
@@ -207,7 +209,7 @@ def _own_section(config: TrainerConfig) -> TrlTrainerConfig:
     return config
 
 
-def _check_method(model: ModelRef, config: TrlTrainerConfig, device: torch.device) -> None:
+def _check_method(model: ModelRef, config: TrlTrainerConfig, device: "torch.device") -> None:
     if config.method == "qlora" and device.type != "cuda":
         raise ConfigError(f"trainer.method: qlora needs a CUDA GPU, but the device is {device}; use lora")
     if config.method == "full" and model.adapter is not None:
@@ -216,7 +218,9 @@ def _check_method(model: ModelRef, config: TrlTrainerConfig, device: torch.devic
         )
 
 
-def _use_bf16(config: TrlTrainerConfig, device: torch.device) -> bool:
+def _use_bf16(config: TrlTrainerConfig, device: "torch.device") -> bool:
+    import torch
+
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return config.precision == "bf16"
@@ -297,7 +301,9 @@ def _remove_finished(output_dir: Path) -> None:
     shutil.rmtree(output_dir)
 
 
-def _report(outcome: "SftOutcome", model: ModelRef, *, n_rows: int, example: str, device: torch.device) -> FitReport:
+def _report(outcome: "SftOutcome", model: ModelRef, *, n_rows: int, example: str, device: "torch.device") -> FitReport:
+    import torch
+
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
@@ -360,11 +366,13 @@ def _sort_modules(path: Path) -> None:
 
 
 @contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
+def _deterministic(device: "torch.device") -> Iterator[None]:
     """Ask for deterministic kernels on a GPU; those of the CPU are. Ops that have none only warn."""
     if device.type != "cuda":
         yield
         return
+    import torch
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),

@@ -2,18 +2,20 @@
 
 Reads   data/unlabeled, propagate/candidates, warmup/model (or the model of the round before; neither with
         `justify.model: base`)
-Writes  justify/pseudo_labels, justify/dropped
+        with `propagate.cascade` propagate/first_looks, propagate/asked
+Writes  justify/pseudo_labels, justify/dropped; with `propagate.cascade` justify/audited
 
 Consensus is the same parsed answer from all configurations; an unparsable answer agrees with nothing. The confidence is
 H(y) = -(1/L) sum_k log P(r_k | x, r_<k) of the final answer under M_warm (arXiv:2410.14745, Eq. 6), given the question
 alone; for closed answer sets it comes from the exact distribution, over the tokens in which the answers differ. Chat
-APIs cannot score a given answer; `read_confidence` says what is done there.
+APIs cannot score a given answer; `read_confidence` says what is done there. A row that a cascade settled has its
+answer; its confidence is measured as that of any other.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, tee
 from typing import Literal, NamedTuple
 
 from semievol.answering import (
@@ -28,6 +30,7 @@ from semievol.answering import (
     wanted_top_logprobs,
 )
 from semievol.answers import closed_set, normal_form, parse_answer
+from semievol.cascade import AuditedAnswer, FirstLook, audited_candidates, count_changes
 from semievol.config import JustifyConfig, RunConfig
 from semievol.pools import UNLABELED_READS, unlabeled_pool
 from semievol.prompts import PromptBuilder
@@ -62,10 +65,10 @@ class Draft(NamedTuple):
     vote: Vote
 
 
-def draft_rows(ctx: StageContext, prompts: PromptBuilder) -> Iterator[Draft]:
-    """Rows with candidates, in order."""
+def draft_rows(ctx: StageContext, found: Iterable[Candidates], prompts: PromptBuilder) -> Iterator[Draft]:
+    """Rows with their candidates; `found` is in the order of the rows."""
     examples = unlabeled_pool(ctx)
-    for candidates in ctx.read("propagate/candidates", Candidates):
+    for candidates in found:
         example = next(e for e in examples if e.id == candidates.example_id)
         yield Draft(example, candidates, count_votes(candidates.answers, prompts))
 
@@ -116,9 +119,10 @@ def settle(draft: Draft, verdict: Verdict | None, prompts: PromptBuilder) -> Pse
     if answer is None:
         detail = "no configuration gave a parsable answer" if verdict is None else verdict.text[:200]
         return Dropped(draft.example.id, "justify", "unparsable answer", detail=detail)
-    source: Literal["consensus", "justified", "majority"] = "justified"
+    source: Literal["consensus", "justified", "majority", "cascade"] = "justified"
     if verdict is None:
         source = "consensus" if draft.vote.is_consensus else "majority"
+        source = "cascade" if draft.candidates.by_cascade else source
     return PseudoLabel(
         example_id=draft.example.id,
         answer=answer,
@@ -129,6 +133,29 @@ def settle(draft: Draft, verdict: Verdict | None, prompts: PromptBuilder) -> Pse
         justify_nll=None if verdict is None else verdict.mean_nll,
         justification=None if verdict is None else verdict.text,
     )
+
+
+def settle_blocks(
+    ctx: StageContext, drafts: Iterator[Draft], prompts: PromptBuilder, model: ModelRef, *, text: str
+) -> Iterator[list[tuple[Draft, PseudoLabel | Dropped]]]:
+    """Final answers, block by block, so that memory does not grow with U; what a cascade settled is not judged."""
+    config, size = ctx.config.justify, max(8 * WINDOW, ctx.backends.look_ahead or 0)
+    while block := list(islice(drafts, size)):
+        unsure = [d for d in block if not d.candidates.by_cascade and needs_justification(d.vote, config)]
+        verdicts = judge(ctx, unsure, prompts, model, text) if unsure else []
+        by_id = {d.example.id: v for d, v in zip(unsure, verdicts, strict=True)}
+        yield [(d, settle(d, by_id.get(d.example.id), prompts)) for d in block]
+
+
+def audit_cascade(ctx: StageContext, prompts: PromptBuilder, model: ModelRef) -> Iterator[AuditedAnswer]:
+    """Final answers of the audited rows with and without the cascade."""
+    looks = ctx.read("propagate/first_looks", FirstLook)
+    first, second = tee(audited_candidates(looks, ctx.read("propagate/asked", Candidates)))
+    drafts = draft_rows(ctx, (row.candidates for row in first), prompts)
+    for block in settle_blocks(ctx, drafts, prompts, model, text="self-justification, rows of the cascade's audit"):
+        for (draft, full), row in zip(block, second, strict=False):  # `second` goes on with the next block
+            answer = full.answer if isinstance(full, PseudoLabel) else None
+            yield AuditedAnswer(draft.example.id, row.answer, answer)
 
 
 def measure_confidence(
@@ -204,25 +231,21 @@ def _read_label(
 
 
 def run(ctx: StageContext) -> StageStats:
-    """Settle, measure, write; block by block, so that memory does not grow with U."""
+    """Settle, measure, write."""
     prompts = ctx.prompts()
     model = ctx.warm_model() if ctx.config.justify.model == "warm" else ctx.base_model
     dropped: list[Dropped] = []
     stats: Counter[str] = Counter()
 
     def labels() -> Iterator[PseudoLabel]:
-        drafts, size = draft_rows(ctx, prompts), max(8 * WINDOW, ctx.backends.look_ahead or 0)
-        while block := list(islice(drafts, size)):
-            unsure = [d for d in block if needs_justification(d.vote, ctx.config.justify)]
-            verdicts = judge(ctx, unsure, prompts, model, "self-justification") if unsure else []
-            by_id = {d.example.id: v for d, v in zip(unsure, verdicts, strict=True)}
-            settled = [(d.example, settle(d, by_id.get(d.example.id), prompts)) for d in block]
-            dropped.extend(replace(s, round=ctx.round) for _, s in settled if isinstance(s, Dropped))
-            found = [(e, s) for e, s in settled if isinstance(s, PseudoLabel)]
+        drafts = draft_rows(ctx, ctx.read("propagate/candidates", Candidates), prompts)
+        for block in settle_blocks(ctx, drafts, prompts, model, text="self-justification"):
+            dropped.extend(replace(s, round=ctx.round) for _, s in block if isinstance(s, Dropped))
+            found = [(d.example, s) for d, s in block if isinstance(s, PseudoLabel)]
             if ctx.backends.generator.exact_choice_scores:
                 measured = measure_confidence(ctx, found, prompts, model)
             else:
-                measured = read_confidence(ctx, found, {d.example.id: d.candidates for d in block}, prompts, model)
+                measured = read_confidence(ctx, found, {d.example.id: d.candidates for d, _ in block}, prompts, model)
             for label in measured:
                 stats[f"n_{label.source}"] += 1
                 if label.mean_nll is None:
@@ -231,19 +254,33 @@ def run(ctx: StageContext) -> StageStats:
 
     n = ctx.write("justify/pseudo_labels", labels(), PseudoLabel)
     ctx.write("justify/dropped", dropped, Dropped)
-    return {"n_rows": n, "n_dropped": len(dropped), "n_consensus": 0, "n_justified": 0, **stats}
+    found: StageStats = {"n_rows": n, "n_dropped": len(dropped), "n_consensus": 0, "n_justified": 0, **stats}
+    if ctx.config.propagate.cascade is not None:
+        ctx.write("justify/audited", audit_cascade(ctx, prompts, model), AuditedAnswer)
+        answers = ctx.run_dir.read_records(ctx.artifact("justify/audited"), AuditedAnswer)
+        found["cascade"] = count_changes(answers, ctx.config.task)
+    return found
 
 
-def unused_models(config: RunConfig) -> tuple[str, ...]:
-    """Trained models that are not asked."""
-    return () if config.justify.model == "warm" else ("warmup/model", "evolve/model")
+def unused_artifacts(config: RunConfig) -> tuple[str, ...]:
+    """Trained models that are not asked, and what only a cascade leaves."""
+    models = () if config.justify.model == "warm" else ("warmup/model", "evolve/model")
+    return models if config.propagate.cascade is not None else (*models, "propagate/first_looks", "propagate/asked")
 
 
 STAGE = Stage(
     "justify",
-    reads=(*UNLABELED_READS, "propagate/candidates", "warmup/model", "evolve/model", "data/task"),
-    writes=("justify/pseudo_labels", "justify/dropped"),
+    reads=(
+        *UNLABELED_READS,
+        "propagate/candidates",
+        "propagate/first_looks",
+        "propagate/asked",
+        "warmup/model",
+        "evolve/model",
+        "data/task",
+    ),
+    writes=("justify/pseudo_labels", "justify/dropped", "justify/audited"),
     sections=("task", "model", "generator", "justify", "seed"),
     run=run,
-    unused=unused_models,
+    unused=unused_artifacts,
 )

@@ -2,23 +2,26 @@
 
 Reads   data/labeled, data/unlabeled, retrieve/demonstrations, warmup/model (or the model of the round before;
         neither where all configurations are of the base)
-Writes  propagate/candidates, propagate/failed
+Writes  propagate/candidates, propagate/failed; with `propagate.cascade` propagate/first_looks, propagate/asked
 
 A configuration is a member of {base, warm} x {0..k demonstrations} (arXiv:2410.14745, section 3.3); equal ones share
 one prompt and its prefill. A prompt that would be too long loses its least similar demonstrations first, and that is
-counted. Rows for which a request failed get no candidates and are written down with the reason.
+counted. Rows for which a request failed get no candidates and are written down with the reason. With a cascade only the
+rows that stay open after a first look, and the audited ones, are asked.
 """
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, tee
 from typing import NamedTuple
 
 from semievol.answering import best_answer, choice_request, max_tokens
 from semievol.answers import closed_set, parse_answer
+from semievol.cascade import FirstLook, Spent, count_savings, look, merge_candidates
 from semievol.config import ConfigurationConfig, PropagateConfig, RunConfig
 from semievol.demonstrations import fit_demonstrations
+from semievol.errors import ConfigError
 from semievol.pools import LABELED_READS, count_unlabeled, labeled_pool, unlabeled_pool
 from semievol.prompts import PromptBuilder
 from semievol.stage import Stage, StageContext, StageStats
@@ -44,6 +47,21 @@ class Prompt(NamedTuple):
     messages: tuple[Message, ...]
     n_dropped: int
     """Demonstrations left out because the prompt would have been too long."""
+
+
+class Shown(NamedTuple):
+    """A row of the round and its nearest labelled rows, nearest first."""
+
+    example: Example
+    demonstrations: list[Example]
+
+
+class Answered(NamedTuple):
+    """What all configurations said to one row, and the tokens of its requests."""
+
+    outcome: Candidates | Dropped
+    prompt_tokens: int
+    completion_tokens: int
 
 
 def draw_configurations(config: PropagateConfig, k: int, seed: int) -> tuple[ConfigurationConfig, ...]:
@@ -93,18 +111,29 @@ def combine_scores(prompts: Sequence[Prompt], scores: Sequence[ChoiceScores], bu
     )
 
 
-def ask(ctx: StageContext, configurations: Sequence[ConfigurationConfig]) -> Iterator[Candidates | Dropped]:
-    """Answer every row of the round with every configuration, in the order of the rows."""
+def share_prompts(
+    configurations: Sequence[ConfigurationConfig], config: PropagateConfig
+) -> tuple[list[ConfigurationConfig], int]:
+    """The configurations that a row is asked under, and samples of each.
+
+    Equal configurations become the n samples of one request, so they share its prefill.
+    """
+    counts = Counter(configurations)
+    n = next(iter(counts.values())) if len(set(counts.values())) == 1 and config.answer_with == "samples" else 1
+    return (list(counts) if n > 1 else list(configurations)), n
+
+
+def ask(
+    ctx: StageContext, configurations: Sequence[ConfigurationConfig], rows: Iterable[Shown], *, n_rows: int
+) -> Iterator[Answered]:
+    """Answer `n_rows` rows with every configuration, in their order."""
     config, builder = ctx.config.propagate, ctx.prompts()
     models = {"base": ctx.base_model}
     if any(c.model == "warm" for c in configurations):
         models["warm"] = ctx.warm_model()
-    counts = Counter(configurations)
-    # Equal configurations become the n samples of one request, so they share its prefill.
-    n = next(iter(counts.values())) if len(set(counts.values())) == 1 and config.answer_with == "samples" else 1
-    slots = list(counts) if n > 1 else list(configurations)
-    total = count_unlabeled(ctx) * len(slots)
-    asked, kept = tee(row_prompts(ctx, slots, builder))
+    slots, n = share_prompts(configurations, config)
+    total = n_rows * len(slots)
+    asked, kept = tee(row_prompts(ctx, rows, slots, builder))
     flat = ((slot, prompt) for row in asked for slot, prompt in enumerate(row))
     if config.answer_with == "scores":
         scored = ctx.score_choices(
@@ -117,7 +146,9 @@ def ask(ctx: StageContext, configurations: Sequence[ConfigurationConfig]) -> Ite
             total=total,
             text="exact answer distributions",
         )
-        yield from (combine_scores(row, list(islice(scored, len(slots))), builder) for row in kept)
+        for row in kept:
+            scores = list(islice(scored, len(slots)))
+            yield Answered(combine_scores(row, scores, builder), sum(s.n_prompt_tokens for s in scores), 0)
         return
     sampled = ctx.generate(
         (
@@ -128,22 +159,94 @@ def ask(ctx: StageContext, configurations: Sequence[ConfigurationConfig]) -> Ite
         total=total,
         text="sampled answers",
     )
-    yield from (combine_samples(row, list(islice(sampled, len(slots))), builder) for row in kept)
+    for row in kept:
+        results = list(islice(sampled, len(slots)))
+        n_prompt, n_completion = sum(r.n_prompt_tokens for r in results), sum(r.n_completion_tokens for r in results)
+        yield Answered(combine_samples(row, results, builder), n_prompt, n_completion)
+
+
+def shown_rows(ctx: StageContext) -> Iterator[Shown]:
+    """The rows of the round."""
+    labeled = {e.id: e for e in labeled_pool(ctx)}
+    for example, near in zip(unlabeled_pool(ctx), ctx.read("retrieve/demonstrations", Demonstrations), strict=True):
+        yield Shown(example, [labeled[i] for i in near.demonstration_ids])
 
 
 def row_prompts(
-    ctx: StageContext, slots: Sequence[ConfigurationConfig], builder: PromptBuilder
+    ctx: StageContext, rows: Iterable[Shown], slots: Sequence[ConfigurationConfig], builder: PromptBuilder
 ) -> Iterator[list[Prompt]]:
-    """The prompts of each row of the round, one a slot."""
-    labeled = {e.id: e for e in labeled_pool(ctx)}
+    """The prompts of each row, one a slot."""
     tokens = ctx.backends.tokens
     limit = tokens.max_length - max_tokens(ctx.config, ctx.config.propagate.max_tokens)
-    for example, near in zip(unlabeled_pool(ctx), ctx.read("retrieve/demonstrations", Demonstrations), strict=True):
-        shown = [labeled[i] for i in near.demonstration_ids]
+    for example, shown in rows:
         yield [
             Prompt(example, slot, *fit_demonstrations(example, shown[: slot.k], builder, tokens, limit=limit))
             for slot in slots
         ]
+
+
+def look_first(ctx: StageContext, plain: ConfigurationConfig) -> Iterator[FirstLook]:
+    """Look at every row of the round under `plain`, the model without demonstrations."""
+    builder, cascade = ctx.prompts(), ctx.config.propagate.cascade
+    assert cascade is not None
+    model = ctx.warm_model() if plain.model == "warm" else ctx.base_model
+    rows = (Shown(example, []) for example in unlabeled_pool(ctx))
+    asked, kept = tee(row_prompts(ctx, rows, [plain], builder))
+    requests = (choice_request(p.example, p.messages, model, builder) for (p,) in asked)
+    scored = ctx.score_choices(requests, total=count_unlabeled(ctx), text="first look, exact")
+    for row, scores in zip(kept, scored, strict=True):
+        candidates = combine_scores(row, [scores], builder)
+        yield look(candidates, scores, cascade, seed=ctx.seed("cascade", candidates.example_id))
+
+
+def read_looks(ctx: StageContext) -> Iterator[FirstLook]:
+    """The first looks that this stage wrote."""
+    return ctx.run_dir.read_records(ctx.artifact("propagate/first_looks"), FirstLook)
+
+
+def ask_open(ctx: StageContext, configurations: Sequence[ConfigurationConfig], failed: list[Dropped]) -> StageStats:
+    """Look first, then put the open rows and the audited ones to all configurations; says what that saved.
+
+    Open rows whose requests failed go to `failed`; audited ones are settled all the same.
+
+    Raises:
+        ConfigError: If the generator has no exact scores.
+    """
+    if not ctx.backends.generator.exact_choice_scores:
+        raise ConfigError(f"propagate.cascade: generator.type: {ctx.config.generator.type} gives no exact scores here")
+    model = "warm" if any(c.model == "warm" for c in configurations) else "base"
+    start = ctx.backends.usage
+    ctx.write("propagate/first_looks", look_first(ctx, ConfigurationConfig(model=model, k=0)), FirstLook)
+    looked = ctx.backends.usage
+    spent = Spent()
+
+    def answered() -> Iterator[Candidates]:
+        nonlocal spent
+        n_asked = sum(one.is_asked for one in read_looks(ctx))
+        rows = (row for row, one in zip(shown_rows(ctx), read_looks(ctx), strict=True) if one.is_asked)
+        open_or_not = (not one.is_settled for one in read_looks(ctx) if one.is_asked)
+        answers = ask(ctx, configurations, rows, n_rows=n_asked)
+        for is_open, (outcome, n_prompt, n_completion) in zip(open_or_not, answers, strict=True):
+            spent = Spent(spent.n_rows + 1, spent.prompt_tokens + n_prompt, spent.completion_tokens + n_completion)
+            if isinstance(outcome, Candidates):
+                yield outcome
+            elif is_open:
+                failed.append(outcome)
+
+    ctx.write("propagate/asked", answered(), Candidates)
+    end = ctx.backends.usage
+    used = end._replace(
+        prompt_tokens=end.prompt_tokens - looked.prompt_tokens,
+        completion_tokens=end.completion_tokens - looked.completion_tokens,
+        model_seconds=end.model_seconds - looked.model_seconds,
+    )
+    return count_savings(
+        read_looks(ctx),
+        n_requests_a_row=len(share_prompts(configurations, ctx.config.propagate)[0]),
+        spent=spent,
+        used=used,
+        first_seconds=looked.model_seconds - start.model_seconds,
+    )
 
 
 def run(ctx: StageContext) -> StageStats:
@@ -151,9 +254,18 @@ def run(ctx: StageContext) -> StageStats:
     configurations = draw_configurations(ctx.config.propagate, ctx.config.retrieve.k, ctx.seed("configurations"))
     failed: list[Dropped] = []
     stats: Counter[str] = Counter()
+    saved: StageStats = {}
+    outcomes: Iterator[Candidates | Dropped]
+    if ctx.config.propagate.cascade is None:
+        outcomes = (a.outcome for a in ask(ctx, configurations, shown_rows(ctx), n_rows=count_unlabeled(ctx)))
+    else:
+        counted = ask_open(ctx, configurations, failed)
+        saved = {"n_settled": counted["n_settled"], "cascade": counted}
+        asked = ctx.run_dir.read_records(ctx.artifact("propagate/asked"), Candidates)
+        outcomes = merge_candidates(read_looks(ctx), asked)
 
     def answered() -> Iterator[Candidates]:
-        for outcome in ask(ctx, configurations):
+        for outcome in outcomes:
             if isinstance(outcome, Dropped):
                 failed.append(outcome)
                 continue
@@ -165,7 +277,9 @@ def run(ctx: StageContext) -> StageStats:
     n = ctx.write("propagate/candidates", answered(), Candidates)
     ctx.write("propagate/failed", failed, Dropped)
     names = [c.name for c in configurations]
-    return {"n_rows": n, "n_failed": len(failed), "configurations": names, "n_demonstrations_dropped": 0, **stats}
+    return (
+        {"n_rows": n, "n_failed": len(failed), "configurations": names, "n_demonstrations_dropped": 0} | stats | saved
+    )
 
 
 def unused_models(config: RunConfig) -> tuple[str, ...]:
@@ -178,7 +292,7 @@ def unused_models(config: RunConfig) -> tuple[str, ...]:
 STAGE = Stage(
     "propagate",
     reads=(*LABELED_READS, "retrieve/demonstrations", "warmup/model", "evolve/model", "data/task"),
-    writes=("propagate/candidates", "propagate/failed"),
+    writes=("propagate/candidates", "propagate/failed", "propagate/first_looks", "propagate/asked"),
     sections=("task", "model", "generator", "propagate", "retrieve", "seed"),
     run=run,
     unused=unused_models,

@@ -32,10 +32,22 @@ def assemble_results(config: RunConfig, run_dir: RunDir) -> dict[str, Any]:
         "model": config.model.path,
         "task": {"type": config.task.type, **run_dir.read_json("data/task")},
         **found,
+        "cascade": _cascades(config, manifest),
         "training": _trainings(config, run_dir),
         "stages": [{"name": name, **entry["cost"]} for name, entry in manifest.items()],
         "environment": environment(),
     }
+
+
+def _cascades(config: RunConfig, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the cascade saved and changed in each round; empty without one."""
+    if config.propagate.cascade is None:
+        return []
+    steps = [
+        [manifest[f"round-{r}/{n}"]["stats"]["cascade"] for n in ("propagate", "justify")]
+        for r in range(1, config.rounds + 1)
+    ]
+    return [{"round": r, **saved, **changed} for r, (saved, changed) in enumerate(steps, 1)]
 
 
 def _trainings(config: RunConfig, run_dir: RunDir) -> list[dict[str, Any]]:
