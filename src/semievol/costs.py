@@ -149,7 +149,7 @@ def rows_a_step(config: RunConfig) -> int:
     """Rows that one optimiser step sees."""
     trainer = config.trainer
     if trainer.type == "trl":
-        return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+        return trainer.rows_a_step
     return trainer.batch_size if trainer.type == "openai" and isinstance(trainer.batch_size, int) else 8
 
 

@@ -21,7 +21,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,9 @@ import torch
 
 from semievol.backends import hf, sft_rows
 from semievol.backends.base import FitReport, Progress, require
+from semievol.backends.launching import launch_faults, run_workers
 from semievol.config import ModelConfig, TrainerConfig, TrlTrainerConfig
-from semievol.errors import ArtifactError, ConfigError
+from semievol.errors import ArtifactError, ConfigError, TrainingError
 from semievol.types import ModelRef, SftRow
 
 if TYPE_CHECKING:
@@ -42,16 +43,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FINAL_DIR = "final"
 REPORT_FILE = "fit_report.json"
 REQUEST_FILE = "request.sha256"
-WITHOUT_EFFECT = {"save_steps", "logging_steps", "report_to"}
-"""Settings that change no weight, so a training may go on under other values."""
+JOB_FILE = "job.json"
+WITHOUT_EFFECT = {"save_steps", "logging_steps", "report_to", "launch"}
+"""Settings that change no weight, so a training may go on under other values (of `launch`, see `_processes`)."""
 
 _NOISY = ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class Request:
     """What one call of `fit` asks for, apart from its rows."""
 
     model: ModelRef
@@ -60,6 +63,8 @@ class _Request:
     output_dir: Path
     fingerprint: str
     progress: Progress | None
+    opened: tuple[Path, Path | None] | None = None
+    """Working folder and checkpoint, where the process that started this one has opened them."""
 
     @property
     def trained_model(self) -> ModelRef:
@@ -70,7 +75,7 @@ class _Request:
 
 
 class TrlTrainer:
-    """LoRA, QLoRA or full fine-tuning of one model on one device."""
+    """LoRA, QLoRA or full fine-tuning of one model, on one device or on one for each process of `trainer.launch`."""
 
     def __init__(self, model: ModelConfig) -> None:
         self._model_config = model
@@ -83,9 +88,7 @@ class TrlTrainer:
         if settings.max_steps is not None:
             return settings.max_steps
         n_train = n_rows - sft_rows.count_held_out(n_rows, settings.eval_fraction)
-        n_batches = math.ceil(n_train / settings.per_device_train_batch_size)
-        steps_per_epoch = math.ceil(n_batches / settings.gradient_accumulation_steps)
-        return math.ceil(settings.num_train_epochs * steps_per_epoch)
+        return math.ceil(settings.num_train_epochs * math.ceil(n_train / settings.rows_a_step))
 
     def fit(
         self,
@@ -108,8 +111,11 @@ class TrlTrainer:
             ArtifactError: If `output_dir` holds something that no training of ours wrote.
         """
         settings = _own_section(config)
-        _check_method(model, settings, hf.resolve_device(self._model_config))
-        with _quiet():
+        device = hf.resolve_device(self._model_config)
+        _check_method(model, settings, device)
+        for fault in launch_faults(settings, self._model_config, device):
+            raise ConfigError(fault)
+        with quiet():
             tokenizer = hf.open_tokenizer(self._model_config)
             fingerprint = self._fingerprint(model, train, settings, seed, hf.tokenizer_fingerprint(tokenizer))
             finished = _read_finished(output_dir, fingerprint)
@@ -121,12 +127,28 @@ class TrlTrainer:
             model_length = hf.resolve_max_length(self._model_config)
             sft_rows.check_lengths(rows, max_length=settings.max_length, model_length=model_length)
             _remove_finished(output_dir)
-            request = _Request(model, settings, seed, output_dir, fingerprint, progress)
-            return self._fit_encoded(rows, tokenizer, request=request)
+            request = Request(model, settings, seed, output_dir, fingerprint, progress)
+            if settings.num_processes > 1:
+                self._run_workers(rows, request=request)
+            else:
+                self.train_rows(rows, tokenizer, request=request)
+            return _publish(output_dir)
 
-    def _fit_encoded(
-        self, rows: Sequence["EncodedRow"], tokenizer: "PreTrainedTokenizerBase", *, request: "_Request"
-    ) -> FitReport:
+    def _run_workers(self, rows: list["EncodedRow"], *, request: "Request") -> None:
+        from semievol.backends.sft_worker import write_job
+
+        assert request.config.launch is not None
+        opened = _open_partial(request.output_dir, request.fingerprint)
+        device = hf.resolve_device(self._model_config).type
+        model = self._model_config.model_copy(update={"device": device})
+        job_file = opened[0] / JOB_FILE
+        write_job(job_file, rows, model=model, request=replace(request, opened=opened))
+        run_workers(job_file, request.config.launch, rendezvous_id=request.fingerprint[:16], progress=request.progress)
+
+    def train_rows(
+        self, rows: Sequence["EncodedRow"], tokenizer: "PreTrainedTokenizerBase", *, request: "Request"
+    ) -> None:
+        """Train, or take part in a training of several processes; the first process writes `final` to its folder."""
         from semievol.backends.sft_trainer import SftJob, train_job
 
         settings, device = request.config, hf.resolve_device(self._model_config)
@@ -138,7 +160,7 @@ class TrlTrainer:
             sft_rows.check_stop_tokens(rows, hf.stop_ids(tokenizer, opened), tokenizer=tokenizer)
             example = sft_rows.render_example(tokenizer, rows[0])
             logger.info("training on %d rows; the part in ⟦⟧ carries the loss:\n%s", len(rows), example)
-            partial_dir, checkpoint = _open_partial(request.output_dir, request.fingerprint)
+            partial_dir, checkpoint = request.opened or _open_partial(request.output_dir, request.fingerprint)
             job = SftJob(
                 model=opened,
                 tokenizer=tokenizer,
@@ -153,13 +175,13 @@ class TrlTrainer:
                 progress=request.progress,
             )
             outcome = train_job(job)
-            report = _report(outcome, request.trained_model, n_rows=len(rows), example=example, device=device)
-            _save(outcome, tokenizer, partial_dir, report=report, request=request)
+            if outcome.is_first_process:
+                report = _report(outcome, request.trained_model, n_rows=len(rows), example=example, device=device)
+                _save(outcome, tokenizer, partial_dir, report=report, request=request)
             del opened, job, outcome
             gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return report
 
     def _open_model(self, model: ModelRef, config: TrlTrainerConfig, device: torch.device) -> "PreTrainedModel":
         from transformers import BitsAndBytesConfig
@@ -177,7 +199,9 @@ class TrlTrainer:
         # are lost in bf16.
         frozen_bf16 = device.type == "cuda" and _use_bf16(config, device) and config.method != "full"
         dtype = torch.bfloat16 if frozen_bf16 else torch.float32
-        return hf.open_model(self._model_config, model, trainable=True, dtype=dtype, quantization_config=quantization)
+        # Weights that are cut into shares go to the GPU share by share.
+        where = self._model_config.model_copy(update={"device": "cpu"}) if config.is_sharded else self._model_config
+        return hf.open_model(where, model, trainable=True, dtype=dtype, quantization_config=quantization)
 
     def _fingerprint(
         self, model: ModelRef, train: Sequence[SftRow], config: TrlTrainerConfig, seed: int, tokenizer: str
@@ -185,7 +209,7 @@ class TrlTrainer:
         """SHA-256 over all that the trained weights depend on."""
         digest = hashlib.sha256()
         head = {
-            "config": config.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+            "config": config.model_dump(mode="json", exclude=WITHOUT_EFFECT) | _processes(config),
             "model": self._model_config.model_dump(mode="json"),
             "base": [model.base, _folder_digest(hf.resolve_model_path(model.base))],
             "adapter": None if model.adapter is None else _folder_digest(model.adapter),
@@ -214,6 +238,13 @@ def _check_method(model: ModelRef, config: TrlTrainerConfig, device: torch.devic
         raise ConfigError(
             f"trainer.method: full trains plain weights, but the model carries the adapter {model.adapter}; use lora"
         )
+
+
+def _processes(config: TrlTrainerConfig) -> dict[str, Any]:
+    """What of `launch` changes the weights: how many processes there are, and how they share. Not where they run."""
+    if config.launch is None or config.num_processes == 1:
+        return {}
+    return {"launch": [config.num_processes, config.launch.strategy]}
 
 
 def _use_bf16(config: TrlTrainerConfig, device: torch.device) -> bool:
@@ -289,6 +320,20 @@ def _read_finished(output_dir: Path, fingerprint: str) -> FitReport | None:
     return FitReport(**{**saved, "model": model, "losses": losses})
 
 
+def _publish(output_dir: Path) -> FitReport:
+    """Make the finished training the output folder, which is whole or absent."""
+    partial_dir = _partial_dir(output_dir)
+    final = partial_dir / FINAL_DIR
+    try:
+        fingerprint = json.loads((final / REPORT_FILE).read_text(encoding="utf-8"))["fingerprint"]
+    except OSError as error:
+        raise TrainingError(f"the training ended without a word, but {final} is not whole; run again") from error
+    final.replace(output_dir)
+    report = _read_finished(output_dir, fingerprint)
+    assert report is not None
+    return report
+
+
 def _remove_finished(output_dir: Path) -> None:
     if not output_dir.exists():
         return
@@ -322,14 +367,16 @@ def _save(
     partial_dir: Path,
     *,
     report: FitReport,
-    request: _Request,
+    request: Request,
 ) -> None:
-    """Write everything to a folder beside and rename it, so that `output_dir` is whole or absent."""
-    final = partial_dir / "final"
+    """Write everything to `final` in the working folder, the report last."""
+    final = partial_dir / FINAL_DIR
     shutil.rmtree(final, ignore_errors=True)
     # Embeddings are never resized here; left to itself, PEFT asks the hub about them.
-    embeddings = {"save_embedding_layers": False} if report.model.adapter else {}
-    outcome.model.save_pretrained(final, **embeddings)
+    options: dict[str, Any] = {"save_embedding_layers": False} if report.model.adapter else {}
+    if outcome.state_dict is not None:
+        options["state_dict"] = outcome.state_dict
+    outcome.model.save_pretrained(final, **options)
     _sort_modules(final / "adapter_config.json")
     tokenizer.save_pretrained(final)
     base, kind = report.model.base, "LoRA adapter" if report.model.adapter else "Fine-tuned model"
@@ -343,11 +390,9 @@ def _save(
         "held_out_loss": outcome.held_out_loss,
         "report": {**report._asdict(), "model": {"base": base, "adapter": report.model.adapter}},
     }
-    (final / REPORT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for file in final.iterdir():
-        file.chmod((final / REPORT_FILE).stat().st_mode)  # safetensors leaves its files to their owner alone
-    final.replace(request.output_dir)
-    shutil.rmtree(partial_dir)
+        file.chmod((final / "README.md").stat().st_mode)  # safetensors leaves its files to their owner alone
+    (final / REPORT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sort_modules(path: Path) -> None:
@@ -388,7 +433,7 @@ def _frozen_garbage() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the libraries' notices, bars and future warnings out of the run's output; errors come through."""
     hf.quiet_loading()
     levels = {name: logging.getLogger(name).level for name in _NOISY}
