@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from semievol.backends.base import FitReport, open_trainer
-from semievol.config import LaunchConfig, ModelConfig, TrlTrainerConfig
-from semievol.errors import ConfigError, TrainingError
+from semievol.config import ModelConfig, TrlTrainerConfig
+from semievol.errors import TrainingError
 from semievol.types import Message, ModelRef, SftRow
 
 WORDS = ["where", "is", "my", "parcel", "the", "card", "was", "lost", "abroad", "top", "up", "failed", "again"]
@@ -64,3 +64,90 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tiny_llama_dir, t
     for name, weight in found.items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=2e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from tests.contract.test_launched_training import fit, make_rows
+job = json.loads(sys.argv[1])
+fit(job["path"], Path(job["out"]), rows=make_rows(job["n"]), **job["config"])
+"""
+LONG = {"launch": TWO, "max_steps": 14, "save_steps": 2, "lora_dropout": 0.1, "eval_fraction": 0.0}
+
+
+def start_child(path: str, out: Path, n: int, **config) -> subprocess.Popen:
+    job = {"path": path, "out": str(out), "n": n, "config": config}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, json.dumps(job)], env=environment, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def workers_of(out: Path) -> list[int]:
+    """Processes whose command line names the job of `out`, torchrun first."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(out.with_name(out.name + ".partial") / "launch.json").encode() in words:
+            found.append((b"torch.distributed.run" not in words, int(folder.name)))
+    return [pid for _, pid in sorted(found)]
+
+
+def wait_until(happened, *, seconds: float = 200.0) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def has_checkpoint(out: Path) -> bool:
+    return any(out.with_name(out.name + ".partial").glob("checkpoint-*/trainer_state.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.usefixtures("one_thread")
+def test_killed_at_three_places_and_resumed_ends_with_the_same_bytes(tiny_llama_dir, tmp_path):
+    rows, out = make_rows(39), tmp_path / "out"
+    fit(tiny_llama_dir, tmp_path / "undisturbed", rows=rows, **LONG)
+    expected = (tmp_path / "undisturbed" / "adapter_model.safetensors").read_bytes()
+
+    killed: list[int] = []
+
+    def kill_a_worker(n: int) -> None:
+        if has_checkpoint(out) and not killed:
+            killed.append(workers_of(out)[-1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(TrainingError, match=r"one of 2 training processes was killed by SIGKILL.*launch\.log"):
+        fit(tiny_llama_dir, out, rows=rows, progress=kill_a_worker, **LONG)
+    assert workers_of(out) == []
+    assert not out.exists()
+
+    child = start_child(tiny_llama_dir, out, 39, **LONG)
+    wait_until(lambda: len(workers_of(out)) == 3)
+    child.kill()
+    child.communicate()
+    wait_until(lambda: workers_of(out) == [], seconds=60)
+
+    child = start_child(tiny_llama_dir, out, 39, **LONG)
+    log = tmp_path / "out.partial" / "launch.log"
+    wait_until(lambda: len(workers_of(out)) == 3)
+    before = sorted(path.name for path in (tmp_path / "out.partial").glob("checkpoint-*"))
+    wait_until(lambda: sorted(p.name for p in (tmp_path / "out.partial").glob("checkpoint-*")) != before)
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=200)
+    assert b"KeyboardInterrupt" in stderr
+    wait_until(lambda: workers_of(out) == [], seconds=60)
+    assert "Traceback" not in log.read_text()
+
+    counts: list[int] = []
+    fit(tiny_llama_dir, out, rows=rows, progress=counts.append, **LONG)
+    assert counts[0] >= 3  # it did go on
+    assert sum(counts) == 14
+    assert (out / "adapter_model.safetensors").read_bytes() == expected

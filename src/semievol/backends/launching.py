@@ -1,6 +1,6 @@
 """Starts torchrun for a training in several processes, follows it, and lets none of it outlive its parent.
 
-    fit  --job.json-->  torchrun (one a machine)  -->  sft_worker (one a device)  --final/-->  fit
+    fit  --launch.json-->  torchrun (one a machine)  -->  sft_worker (one a device)  --final/-->  fit
 
 The workers' standard input is a pipe that only the parent writes to: `stop` asks for the step at hand to be saved, and
 its end, which comes with the parent's however that ended, ends the workers. Their output comes back through one pipe:

@@ -111,6 +111,18 @@ class RowsInOrder(torch.utils.data.Sampler[int]):
         return list(range(self.n_rows))
 
 
+def set_epoch(dataloader: Any, epoch: int) -> None:
+    """Tell the order of a data loader which epoch it is.
+
+    accelerate's own way down ends above the third batch sampler, which is where the order stands when a training of
+    several processes goes on in the middle of an epoch: it would repeat the rows of the first one.
+    """
+    batches = dataloader.batch_sampler
+    while hasattr(batches, "batch_sampler"):
+        batches = batches.batch_sampler
+    batches.sampler.set_epoch(epoch)
+
+
 class ShuffledEpochs(RowsInOrder):
     """Rows in an order drawn by (seed, epoch).
 
@@ -122,7 +134,7 @@ class ShuffledEpochs(RowsInOrder):
         self._seed, self._epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before every epoch."""
+        """Called before every epoch (see `set_epoch`)."""
         self._epoch = epoch
 
     def order(self) -> list[int]:

@@ -42,6 +42,7 @@ from semievol.backends.sft_batches import (
     RowsInOrder,
     ShuffledEpochs,
     make_dataset,
+    set_epoch,
 )
 from semievol.backends.sft_processes import any_process, check_strategy, distributed_arguments
 from semievol.backends.sft_rows import EncodedRow
@@ -355,6 +356,9 @@ class _StepCallback(TrainerCallback):  # type: ignore[misc]
         self._started = time.perf_counter()
         if state.global_step and self._progress is not None:
             self._progress(state.global_step)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        set_epoch(others["train_dataloader"], int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._progress is not None:

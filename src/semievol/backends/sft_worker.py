@@ -1,4 +1,4 @@
-"""One process of a training in several: `torchrun --module semievol.backends.sft_worker JOB.json`.
+"""One process of a training in several: `torchrun --module semievol.backends.sft_worker launch.json`.
 
 It reads the job that `trl` wrote, trains its share, and the first process writes `final/` beside the job.
 """

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 FINAL_DIR = "final"
 REPORT_FILE = "fit_report.json"
 REQUEST_FILE = "request.sha256"
-JOB_FILE = "job.json"
+JOB_FILE = "launch.json"
 WITHOUT_EFFECT = {"save_steps", "logging_steps", "report_to", "launch"}
 """Settings that change no weight, so a training may go on under other values (of `launch`, see `_processes`)."""
 
