@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from semievol.backends.base import FitReport, open_trainer
 from semievol.config import ModelConfig, TrlTrainerConfig
-from semievol.errors import TrainingError
+from semievol.errors import ConfigError, TrainingError
 from semievol.types import Message, ModelRef, SftRow
 
 WORDS = ["where", "is", "my", "parcel", "the", "card", "was", "lost", "abroad", "top", "up", "failed", "again"]
@@ -151,3 +151,33 @@ def test_killed_at_three_places_and_resumed_ends_with_the_same_bytes(tiny_llama_
     assert counts[0] >= 3  # it did go on
     assert sum(counts) == 14
     assert (out / "adapter_model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_two_torchruns_meet_and_train(tiny_llama_dir, tmp_path):
+    on_each = 'for _ in 1 2; do "$@" <&0 & done; wait'  # what srun does, on two machines that are both this one
+    launch = {"num_processes": 2, "num_machines": 2, "launcher": ["bash", "-c", on_each, "srun"]}
+    launch |= {"main_process_ip": "localhost"}
+    report = fit(tiny_llama_dir, tmp_path / "out", rows=make_rows(12), launch=launch, max_steps=2)
+    assert [step for step, _ in report.losses] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_an_error_of_the_workers_comes_back_in_their_words(tiny_llama_dir, tmp_path):
+    with pytest.raises(ConfigError, match="no_such"):
+        fit(tiny_llama_dir, tmp_path / "out", rows=make_rows(8), launch=TWO, target_modules=("no_such",))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("launch", [TWO, {**TWO, "strategy": "fsdp"}])
+def test_one_process_in_the_place_of_two_is_refused(launch):
+    from accelerate import Accelerator
+
+    from semievol.backends.sft_processes import check_strategy
+
+    accelerator = Accelerator(cpu=True)
+    check_strategy(accelerator, make_config())
+    with pytest.raises(ConfigError, match=r"asked for 2 processes .*accelerate set up 1 \(NO\)"):
+        check_strategy(accelerator, make_config(launch=launch))
