@@ -11,16 +11,10 @@ last hidden states with the output embedding, which leaves out what some models 
 """
 
 import inspect
-import json
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -28,7 +22,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
@@ -42,10 +36,10 @@ from semievol.backends.sft_batches import (
     RowsInOrder,
     ShuffledEpochs,
     make_dataset,
-    set_epoch,
 )
-from semievol.backends.sft_processes import any_process, check_strategy, distributed_arguments
+from semievol.backends.sft_processes import check_strategy, distributed_arguments
 from semievol.backends.sft_rows import EncodedRow
+from semievol.backends.sft_steps import StepCallback, finish_step_on_interrupt
 from semievol.config import TrlTrainerConfig
 from semievol.errors import ConfigError, TrainingError
 
@@ -104,7 +98,7 @@ def train_job(job: SftJob) -> SftOutcome:
         TrainingError: On a loss or weight that is not finite, and on lack of memory.
         StoppedAfterStep: On Ctrl-C, after the step at hand is done and saved.
     """
-    steps = _StepCallback(job.partial_dir, job.progress)
+    steps = StepCallback(job.partial_dir, job.progress)
     arguments = _training_arguments(job)
     empty = job.tokenizer.pad_token_id if job.config.num_processes > 1 else None
     try:
@@ -123,7 +117,7 @@ def train_job(job: SftJob) -> SftOutcome:
     check_strategy(trainer.accelerator, job.config)
     trainer.remove_callback(PrinterCallback)
     try:
-        with _finish_step_on_interrupt(steps):
+        with finish_step_on_interrupt(steps):
             trainer.train(resume_from_checkpoint=None if job.checkpoint is None else str(job.checkpoint))
     except torch.OutOfMemoryError as error:
         raise TrainingError(
@@ -333,67 +327,6 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
-
-
-class _StepCallback(TrainerCallback):  # type: ignore[misc]
-    """Reports steps, keeps the clock over restarts, and ends the training after a step when asked to."""
-
-    def __init__(self, partial_dir: Path, progress: Progress | None) -> None:
-        self.interrupted = False
-        self._clock = partial_dir / "seconds.json"
-        self._progress = progress
-        self._earlier_seconds = 0.0
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Training time up to now, that of killed processes up to their last checkpoint included."""
-        return self._earlier_seconds + time.perf_counter() - self._started
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step and self._clock.exists():
-            self._earlier_seconds = float(json.loads(self._clock.read_text(encoding="utf-8")))
-        self._started = time.perf_counter()
-        if state.global_step and self._progress is not None:
-            self._progress(state.global_step)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        set_epoch(others["train_dataloader"], int(state.epoch or 0))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._progress is not None:
-            self._progress(1)
-        if state.global_step >= state.max_steps:
-            control.should_save = False  # the finished folder is written right after
-        self.interrupted = any_process(self.interrupted, args.device)
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        written = self._clock.with_suffix(".tmp")
-        written.write_text(json.dumps(self.seconds), encoding="utf-8")
-        written.replace(self._clock)
-
-
-@contextmanager
-def _finish_step_on_interrupt(steps: _StepCallback) -> Iterator[None]:
-    """Let the first Ctrl-C end the step at hand; a second one acts at once. Other handlers are left in place."""
-    default: Callable[[int, FrameType | None], Any] = signal.default_int_handler
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not default:
-        yield
-        return
-
-    def ask(_: int, __: FrameType | None) -> None:
-        steps.interrupted = True
-        signal.signal(signal.SIGINT, default)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, default)
 
 
 def _training_arguments(job: SftJob) -> SFTConfig:

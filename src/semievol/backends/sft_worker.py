@@ -17,8 +17,9 @@ from typing import Any
 
 from semievol.backends import hf
 from semievol.backends.launching import STEP, STOP, write_failure
+from semievol.backends.sft_folders import Request
 from semievol.backends.sft_rows import EncodedRow
-from semievol.backends.trl import Request, TrlTrainer, quiet
+from semievol.backends.trl import TrlTrainer, quiet
 from semievol.config import ModelConfig, TrlTrainerConfig
 from semievol.types import ModelRef
 
