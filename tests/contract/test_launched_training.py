@@ -47,6 +47,8 @@ def held_out_loss(folder: Path) -> float:
     return json.loads((folder / "fit_report.json").read_text())["held_out_loss"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_train_as_one_with_the_same_global_batch(tiny_llama_dir, tmp_path):
     rows = make_rows(39)  # 31 to train on: the epochs end with 3 + 3 + 1 rows, and one process gets a batch of none
@@ -154,6 +156,7 @@ def test_killed_at_three_places_and_resumed_ends_with_the_same_bytes(tiny_llama_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("one_thread")
 def test_two_torchruns_meet_and_train(tiny_llama_dir, tmp_path):
     on_each = 'for _ in 1 2; do "$@" <&0 & done; wait'  # what srun does, on two machines that are both this one
@@ -164,6 +167,7 @@ def test_two_torchruns_meet_and_train(tiny_llama_dir, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("one_thread")
 def test_an_error_of_the_workers_comes_back_in_their_words(tiny_llama_dir, tmp_path):
     with pytest.raises(ConfigError, match="no_such"):

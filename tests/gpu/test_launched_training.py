@@ -11,6 +11,7 @@ from tests.contract.test_launched_training import make_config, make_rows
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs"),
 ]
 
