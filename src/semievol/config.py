@@ -314,6 +314,53 @@ GeneratorConfig = Annotated[
 ]
 
 
+class LaunchConfig(Section):
+    """Training in several processes, one for each device, started by torchrun (docs/scaling.md).
+
+    Names are those of accelerate. An optimiser step sees `per_device_train_batch_size` x `gradient_accumulation_steps`
+    x `num_processes` rows.
+    """
+
+    num_processes: int = Field(gt=0)
+    """Processes over all machines, one for each GPU. 1: the training stays in the process of the run."""
+    num_machines: int = Field(1, gt=0)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process holds the whole model; fsdp: weights, gradients and optimiser are cut into shares (FSDP2)."""
+    launcher: tuple[str, ...] | None = None
+    """Command that starts the command behind it once on every machine, on this one too. None: `srun` with one task a
+    machine. For `num_machines` above 1."""
+    main_process_ip: str | None = None
+    """Name or address of this machine, at which the others meet. None: its host name. For `num_machines` above 1."""
+    main_process_port: int | None = Field(None, gt=0, lt=65536)
+    """None: a free one. For `num_machines` above 1."""
+    num_cpu_threads_per_process: int | None = Field(None, gt=0)
+    """`OMP_NUM_THREADS` of each process. None: torch's threads in the run, shared out over the processes of a machine.
+    """
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"num_machines", "launcher", "main_process_ip", "main_process_port", "num_cpu_threads_per_process"}
+    )
+
+    @property
+    def num_processes_per_machine(self) -> int:
+        """Processes on each machine."""
+        return self.num_processes // self.num_machines
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        if self.num_processes % self.num_machines:
+            raise ValueError(
+                f"num_processes counts all machines: {self.num_processes} cannot be shared out over "
+                f"{self.num_machines} machines; make it a multiple"
+            )
+        if self.strategy == "fsdp" and self.num_processes == 1:
+            raise ValueError("strategy: fsdp cuts the model into shares, but num_processes is 1; use ddp, or more")
+        for name in ("launcher", "main_process_ip", "main_process_port"):
+            if self.num_machines == 1 and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for several machines; set num_machines, or leave it out")
+        return self
+
+
 class TrlTrainerConfig(Section):
     """Fine-tuning with TRL's SFTTrainer and PEFT. The defaults are the paper's where it gives one."""
 
@@ -350,6 +397,32 @@ class TrlTrainerConfig(Section):
     logging_steps: int = Field(5, gt=0)
     report_to: tuple[str, ...] = ()
     """Trackers, passed to transformers: wandb, trackio, mlflow, tensorboard, ..."""
+    launch: LaunchConfig | None = None
+    """Train in several processes. None: in the process of the run, on one device."""
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that share a training."""
+        return 1 if self.launch is None else self.launch.num_processes
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are cut into shares over the processes."""
+        return self.launch is not None and self.launch.strategy == "fsdp"
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows that one optimiser step sees, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_processes
+
+    @model_validator(mode="after")
+    def _check_launch(self) -> Self:
+        if self.is_sharded and self.method == "qlora":
+            raise ValueError(
+                "launch.strategy: fsdp does not cut 4-bit weights into shares; use method: lora with fsdp, or "
+                "qlora with strategy: ddp"
+            )
+        return self
 
 
 class OpenAITrainerConfig(EndpointConfig):
@@ -843,6 +916,7 @@ def recipe_differences(config: RunConfig) -> list[tuple[str, Any, Any]]:
         "evaluate",
     )
     skipped = {f"trainer.{name}" for name in (*config.trainer.operational, "base_url", "azure")}
+    skipped |= {f"trainer.launch.{name}" for name in LaunchConfig.operational}
     found = [k for k in ours if k.split(".")[0] in sections and k not in skipped]
     return [(k, ours[k], theirs.get(k)) for k in found if ours[k] != theirs.get(k)]
 

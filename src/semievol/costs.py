@@ -136,7 +136,7 @@ def rows_a_step(config: RunConfig) -> int:
     """Rows that one optimiser step sees."""
     trainer = config.trainer
     if trainer.type == "trl":
-        return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+        return trainer.rows_a_step
     return trainer.batch_size if trainer.type == "openai" and isinstance(trainer.batch_size, int) else 8
 
 
@@ -209,7 +209,10 @@ def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Mem
     tokens = trainer.per_device_train_batch_size * min(longest_row, trainer.max_length)
     layers = 1 if trainer.activation_checkpointing else size.n_layers
     activations = tokens * (size.hidden_size * 34 * layers * width / 2 + size.vocab_size * 10)
-    return Memory(generation, round(frozen + 16 * size.n_adapter + activations), available, device)
+    weights = (frozen + 16 * size.n_adapter) / (trainer.num_processes if trainer.is_sharded else 1)
+    # Processes on a CPU share its memory; those on GPUs have one each.
+    n_here = trainer.launch.num_processes_per_machine if trainer.launch is not None and device == "cpu" else 1
+    return Memory(generation, round(n_here * (weights + activations)), available, device)
 
 
 def _device(model: ModelConfig) -> tuple[str, int, bool]:

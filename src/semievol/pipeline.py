@@ -248,8 +248,9 @@ def _fingerprint(ctx: StageContext, upstream: Sequence[str]) -> str:
 
 def _lasting(dumped: Any, section: Any) -> Any:
     """A dumped section without the keys that change no result."""
-    operational = section.operational if isinstance(section, Section) else ()
-    return {k: v for k, v in dumped.items() if k not in operational} if operational else dumped
+    if not isinstance(section, Section):
+        return dumped
+    return {k: _lasting(v, getattr(section, k)) for k, v in dumped.items() if k not in section.operational}
 
 
 def _sentence(stats: dict[str, Any]) -> str:

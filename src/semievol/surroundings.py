@@ -137,6 +137,10 @@ def check_model(config: RunConfig) -> tuple[list[str], list[str], ModelSize | No
     warnings: list[str] = []
     if config.trainer.type == "trl" and config.trainer.method == "qlora" and device != "cuda":
         faults.append(f"trainer.method: qlora needs a CUDA GPU, but the device is {device}; use lora")
+    if config.trainer.type == "trl":
+        from semievol.backends.launching import launch_faults
+
+        faults += launch_faults(config.trainer, config.model, device)
     path = resolve_model_path(config.model.path)
     names = ("model.safetensors", "model.safetensors.index.json")
     if Path(path).is_dir():

@@ -91,7 +91,7 @@ def _time_training(config: RunConfig, prompts: PromptBuilder, labeled: Sequence[
         return None
     settings = stage_trainer_config(config.trainer, config.warmup, max_steps=N_STEPS)
     settings = settings.model_copy(update={"eval_fraction": 0.0, "report_to": (), "save_steps": 10**6})
-    batch = config.trainer.per_device_train_batch_size * config.trainer.gradient_accumulation_steps
+    batch = config.trainer.rows_a_step
     rows = build_sft_rows(spread(labeled, batch * N_STEPS), prompts)
     trainer = open_trainer(config.trainer, config.model)
     stamps: list[float] = []

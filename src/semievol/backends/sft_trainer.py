@@ -11,30 +11,35 @@ last hidden states with the output embedding, which leaves out what some models 
 """
 
 import inspect
-import json
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from semievol.backends.base import Progress
 from semievol.backends.decoding import MIN_SHARED_PREFIX, SharedPrefix, has_full_attention
-from semievol.backends.sft_batches import IGNORED, CompletionCollator, LengthGroupedEpochs, make_dataset
+from semievol.backends.sft_batches import (
+    IGNORED,
+    CompletionCollator,
+    LengthGroupedEpochs,
+    RowsInOrder,
+    ShuffledEpochs,
+    make_dataset,
+)
+from semievol.backends.sft_processes import check_strategy, distributed_arguments
 from semievol.backends.sft_rows import EncodedRow
+from semievol.backends.sft_steps import StepCallback, finish_step_on_interrupt
 from semievol.config import TrlTrainerConfig
 from semievol.errors import ConfigError, TrainingError
 
@@ -46,6 +51,10 @@ MIN_SAVED_FRACTION = 0.1
 
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 """Names of the setting, the newer first; the older one still works in newer versions, with a warning."""
+
+
+class StoppedAfterStep(KeyboardInterrupt):
+    """A training that was interrupted and has saved its last step, in all of its processes."""
 
 
 @dataclass(frozen=True)
@@ -75,24 +84,29 @@ class SftOutcome:
     n_tokens: int
     losses: tuple[tuple[int, float], ...]
     held_out_loss: float | None
+    state_dict: dict[str, torch.Tensor] | None
+    """All weights, in the first process of a training that cuts them into shares; else the model holds them."""
+    is_first_process: bool
 
 
 def train_job(job: SftJob) -> SftOutcome:
     """Run the job to its last step, from its checkpoint where it has one.
 
     Raises:
-        ConfigError: If PEFT or TRL refuse the settings (target modules that are not there, for example).
+        ConfigError: If PEFT or TRL refuse the settings (target modules that are not there, for example), or if the
+            processes are not those that `trainer.launch` asks for.
         TrainingError: On a loss or weight that is not finite, and on lack of memory.
-        KeyboardInterrupt: On Ctrl-C, after the step at hand is done and saved.
+        StoppedAfterStep: On Ctrl-C, after the step at hand is done and saved.
     """
-    steps = _StepCallback(job.partial_dir, job.progress)
+    steps = StepCallback(job.partial_dir, job.progress)
     arguments = _training_arguments(job)
+    empty = job.tokenizer.pad_token_id if job.config.num_processes > 1 else None
     try:
         trainer = CompletionTrainer(
             model=job.model,
             args=arguments,
-            train_dataset=make_dataset(job.train),
-            eval_dataset=make_dataset(job.held_out) if job.held_out else None,
+            train_dataset=make_dataset(job.train, pad_token_id=empty),
+            eval_dataset=make_dataset(job.held_out, pad_token_id=empty) if job.held_out else None,
             data_collator=CompletionCollator(job.tokenizer.pad_token_id, can_share_start(job.model, arguments)),
             processing_class=job.tokenizer,
             peft_config=_peft_config(job),
@@ -100,9 +114,10 @@ def train_job(job: SftJob) -> SftOutcome:
         )
     except ValueError as error:
         raise ConfigError(f"trainer: {error}") from error
+    check_strategy(trainer.accelerator, job.config)
     trainer.remove_callback(PrinterCallback)
     try:
-        with _finish_step_on_interrupt(steps):
+        with finish_step_on_interrupt(steps):
             trainer.train(resume_from_checkpoint=None if job.checkpoint is None else str(job.checkpoint))
     except torch.OutOfMemoryError as error:
         raise TrainingError(
@@ -111,7 +126,7 @@ def train_job(job: SftJob) -> SftOutcome:
             "set trainer.activation_checkpointing: true, or use trainer.method: qlora"
         ) from error
     if steps.interrupted:
-        raise KeyboardInterrupt
+        raise StoppedAfterStep
     _check_weights(trainer.model, trainer.state.global_step)
     history = trainer.state.log_history
     held_out = [float(entry["eval_loss"]) for entry in history if "eval_loss" in entry]
@@ -122,6 +137,8 @@ def train_job(job: SftJob) -> SftOutcome:
         n_tokens=int(trainer.state.num_input_tokens_seen),
         losses=tuple((int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry),
         held_out_loss=held_out[-1] if held_out else None,
+        state_dict=trainer.accelerator.get_state_dict(trainer.model) if job.config.is_sharded else None,
+        is_first_process=trainer.is_world_process_zero(),
     )
 
 
@@ -139,16 +156,46 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         self._base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         # What TRL put over the forward hides the signature of the model.
         self._accepted = frozenset(inspect.signature(type(self._base).forward).parameters)
-        self._use_fused: bool | None = None if self.args.device.type == "cuda" else False
+        # TRL's fused loss gathers figures at every batch: all processes would have to take it for the same batches.
+        alone_on_gpu = self.args.device.type == "cuda" and self.accelerator.num_processes == 1
+        self._use_fused: bool | None = None if alone_on_gpu else False
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler[int] | None:
-        if self.args.train_sampling_strategy != "group_by_length":
-            sampler: torch.utils.data.Sampler[int] | None = super()._get_train_sampler(train_dataset)
-            return sampler
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RowsInOrder:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in rows["input_ids"]]
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedEpochs(lengths, size, seed=self.args.seed)
+        n_processes, seed = self.accelerator.num_processes, self.args.seed
+        size = self.args.train_batch_size * n_processes
+        lengths = [len(ids) for ids in rows["input_ids"]][: len(rows) - (n_processes > 1)]  # the empty row apart
+        if self.args.train_sampling_strategy != "group_by_length":
+            return ShuffledEpochs(len(lengths), seed=seed, multiple_of=size if n_processes > 1 else 1)
+        group = size * self.args.gradient_accumulation_steps
+        return LengthGroupedEpochs(lengths, group, seed=seed, multiple_of=size if n_processes > 1 else 1)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> RowsInOrder:
+        n_processes = self.accelerator.num_processes
+        size = self.args.eval_batch_size * n_processes
+        return RowsInOrder(len(eval_dataset) - (n_processes > 1), multiple_of=size if n_processes > 1 else 1)
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean NLL over the completion tokens of all held-out rows, whatever the batches and the processes."""
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        n_rows = 0
+        for batch in dataloader:
+            inputs, weights = self._split_weights(self._prepare_inputs(batch))
+            with self.compute_loss_context_manager():
+                total, n_tokens = self._own_nll(self.model, inputs, 0, weights)
+            sums += torch.stack([total.double(), n_tokens.double()])
+            n_rows += len(inputs["input_ids"])
+        total, n_tokens = self.accelerator.gather(sums[None]).sum(dim=0).tolist()
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": total / n_tokens}, n_rows)
 
     def compute_loss(
         self,
@@ -158,10 +205,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Mean NLL over the completion tokens. Raises TrainingError at once where it is not finite."""
-        weights = inputs.get("weights")
-        inputs = {name: value for name, value in inputs.items() if name != "weights"}
-        if "position_ids" not in self._accepted:
-            inputs = {name: value for name, value in inputs.items() if name != "position_ids"}
+        inputs, weights = self._split_weights(inputs)
         n_shared = self._count_shared(inputs)
         needs_own_head = n_shared > 0 or weights is not None
         if self._use_fused is None and not needs_own_head:
@@ -171,7 +215,8 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         else:
             total, n_tokens = self._own_nll(model, inputs, n_shared, weights)
             scale = n_tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
-            loss = total / scale.clamp(min=1)
+            # The tokens are those of all processes, and the gradients of the processes are averaged, not added.
+            loss = total / scale.clamp(min=1) * self.accelerator.num_processes
         # Our check in the place of transformers' NaN filter, which would put the mean of earlier losses there.
         if not torch.isfinite(loss.detach()):
             raise TrainingError(
@@ -180,6 +225,11 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
                 "or set trainer.precision: fp32"
             )
         return loss
+
+    def _split_weights(self, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """What the model takes, and the weights of the rows where they have one."""
+        left_out = {"weights"} if "position_ids" in self._accepted else {"weights", "position_ids"}
+        return {name: value for name, value in inputs.items() if name not in left_out}, inputs.get("weights")
 
     def _own_nll(
         self,
@@ -237,9 +287,10 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
 
     def _count_shared(self, inputs: dict[str, torch.Tensor]) -> int:
         """Leading columns in which all rows are equal, if running them once is worth a pass of its own, else 0."""
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        ids = inputs["input_ids"]
         if not self.data_collator.start_first or len(ids) < 2 or not self.model.training:
             return 0
+        mask = inputs["attention_mask"]
         equal = ((ids == ids[:1]) & (mask == 1)).all(dim=0)
         n_equal = int(equal.to(torch.int64).cumprod(dim=0).sum())
         # The column that predicts the first label belongs to the rows.
@@ -265,67 +316,17 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: the finished folder gets one of ours, and a checkpoint needs none."""
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The first process writes the file that makes the checkpoint whole right after: the others must be done.
+        self.accelerator.wait_for_everyone()
+
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
         """Not counted: it walks over all weights at every step."""
         return 0
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
-
-
-class _StepCallback(TrainerCallback):  # type: ignore[misc]
-    """Reports steps, keeps the clock over restarts, and ends the training after a step when asked to."""
-
-    def __init__(self, partial_dir: Path, progress: Progress | None) -> None:
-        self.interrupted = False
-        self._clock = partial_dir / "seconds.json"
-        self._progress = progress
-        self._earlier_seconds = 0.0
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Training time up to now, that of killed processes up to their last checkpoint included."""
-        return self._earlier_seconds + time.perf_counter() - self._started
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step and self._clock.exists():
-            self._earlier_seconds = float(json.loads(self._clock.read_text(encoding="utf-8")))
-        self._started = time.perf_counter()
-        if state.global_step and self._progress is not None:
-            self._progress(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._progress is not None:
-            self._progress(1)
-        if state.global_step >= state.max_steps:
-            control.should_save = False  # the finished folder is written right after
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        written = self._clock.with_suffix(".tmp")
-        written.write_text(json.dumps(self.seconds), encoding="utf-8")
-        written.replace(self._clock)
-
-
-@contextmanager
-def _finish_step_on_interrupt(steps: _StepCallback) -> Iterator[None]:
-    """Let the first Ctrl-C end the step at hand; a second one acts at once. Other handlers are left in place."""
-    default: Callable[[int, FrameType | None], Any] = signal.default_int_handler
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not default:
-        yield
-        return
-
-    def ask(_: int, __: FrameType | None) -> None:
-        steps.interrupted = True
-        signal.signal(signal.SIGINT, default)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, default)
 
 
 def _training_arguments(job: SftJob) -> SFTConfig:
@@ -365,9 +366,12 @@ def _training_arguments(job: SftJob) -> SFTConfig:
         eval_strategy="epoch" if job.held_out else "no",
         prediction_loss_only=True,
         dataloader_pin_memory=job.device.type == "cuda",
-        **{checkpointing: config.activation_checkpointing},
+        # Shares have their own way to it (`fsdp_config`).
+        **{checkpointing: config.activation_checkpointing and not config.is_sharded},
+        **distributed_arguments(config, job.device),
     )
-    _pin_device(arguments, job.device)
+    if config.num_processes == 1:
+        _pin_device(arguments, job.device)
     return arguments
 
 
@@ -395,8 +399,8 @@ def _peft_config(job: SftJob) -> LoraConfig | None:
 
 
 def _first_label(has_loss: torch.Tensor) -> int:
-    """First column with a label, (n, columns)."""
-    return int(has_loss.any(dim=0).to(torch.uint8).argmax())
+    """First column with a label, (n, columns); 1 where there is none, as no token predicts the first one."""
+    return max(1, int(has_loss.any(dim=0).to(torch.uint8).argmax()))
 
 
 def can_share_start(model: PreTrainedModel | PeftModel, arguments: SFTConfig) -> bool:
@@ -407,10 +411,16 @@ def can_share_start(model: PreTrainedModel | PeftModel, arguments: SFTConfig) ->
     accepted = inspect.signature(type(base).forward).parameters
     takes_all = {"position_ids", "past_key_values", "inputs_embeds"} <= set(accepted)
     checkpoints = next(getattr(arguments, name) for name in CHECKPOINTING if hasattr(arguments, name))
-    return takes_all and has_full_attention(base) and not drops and not checkpoints
+    shares = bool(arguments.fsdp)  # embeddings cannot be looked up outside of the forward pass then
+    return takes_all and has_full_attention(base) and not drops and not checkpoints and not shares
 
 
 def _check_weights(model: torch.nn.Module, step: int) -> None:
     for name, weight in model.named_parameters():
-        if weight.requires_grad and not math.isfinite(float(weight.detach().abs().max())):
+        if not weight.requires_grad:
+            continue
+        largest = weight.detach().abs().max()
+        if isinstance(largest, DTensor):
+            largest = largest.full_tensor()
+        if not math.isfinite(float(largest)):
             raise TrainingError(f"weight {name} is not finite after optimiser step {step}: lower the learning rate")

@@ -15,21 +15,28 @@ import json
 import logging
 import math
 import os
-import resource
-import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semievol.backends import hf, sft_rows
 from semievol.backends.base import FitReport, Progress, require
+from semievol.backends.launching import launch_faults, run_workers
+from semievol.backends.sft_folders import (
+    Request,
+    make_report,
+    open_partial,
+    publish,
+    read_finished,
+    remove_finished,
+    save_final,
+)
 from semievol.config import ModelConfig, TrainerConfig, TrlTrainerConfig
-from semievol.errors import ArtifactError, ConfigError
+from semievol.errors import ConfigError
 from semievol.types import ModelRef, SftRow
 
 if TYPE_CHECKING:
@@ -37,39 +44,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from semievol.backends.sft_rows import EncodedRow
-    from semievol.backends.sft_trainer import SftOutcome
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE = "fit_report.json"
-REQUEST_FILE = "request.sha256"
-WITHOUT_EFFECT = {"save_steps", "logging_steps", "report_to"}
-"""Settings that change no weight, so a training may go on under other values."""
+JOB_FILE = "launch.json"
+WITHOUT_EFFECT = {"save_steps", "logging_steps", "report_to", "launch"}
+"""Settings that change no weight, so a training may go on under other values (of `launch`, see `_processes`)."""
 
 _NOISY = ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What one call of `fit` asks for, apart from its rows."""
-
-    model: ModelRef
-    config: TrlTrainerConfig
-    seed: int
-    output_dir: Path
-    fingerprint: str
-    progress: Progress | None
-
-    @property
-    def trained_model(self) -> ModelRef:
-        """What the finished folder is opened as."""
-        if self.config.method == "full":
-            return ModelRef(str(self.output_dir))
-        return ModelRef(self.model.base, str(self.output_dir))
-
-
 class TrlTrainer:
-    """LoRA, QLoRA or full fine-tuning of one model on one device."""
+    """LoRA, QLoRA or full fine-tuning of one model, on one device or on one for each process of `trainer.launch`."""
 
     def __init__(self, model: ModelConfig) -> None:
         self._model_config = model
@@ -82,9 +68,7 @@ class TrlTrainer:
         if settings.max_steps is not None:
             return settings.max_steps
         n_train = n_rows - sft_rows.count_held_out(n_rows, settings.eval_fraction)
-        n_batches = math.ceil(n_train / settings.per_device_train_batch_size)
-        steps_per_epoch = math.ceil(n_batches / settings.gradient_accumulation_steps)
-        return math.ceil(settings.num_train_epochs * steps_per_epoch)
+        return math.ceil(settings.num_train_epochs * math.ceil(n_train / settings.rows_a_step))
 
     def fit(
         self,
@@ -107,11 +91,14 @@ class TrlTrainer:
             ArtifactError: If `output_dir` holds something that no training of ours wrote.
         """
         settings = _own_section(config)
-        _check_method(model, settings, hf.resolve_device(self._model_config))
-        with _quiet():
+        device = hf.resolve_device(self._model_config)
+        _check_method(model, settings, device)
+        for fault in launch_faults(settings, self._model_config, device):
+            raise ConfigError(fault)
+        with quiet():
             tokenizer = hf.open_tokenizer(self._model_config)
             fingerprint = self._fingerprint(model, train, settings, seed, hf.tokenizer_fingerprint(tokenizer))
-            finished = _read_finished(output_dir, fingerprint)
+            finished = read_finished(output_dir, fingerprint)
             if finished is not None:
                 if progress is not None:
                     progress(finished.optimizer_steps)
@@ -119,13 +106,29 @@ class TrlTrainer:
             rows = sft_rows.encode_rows(tokenizer, train)
             model_length = hf.resolve_max_length(self._model_config)
             sft_rows.check_lengths(rows, max_length=settings.max_length, model_length=model_length)
-            _remove_finished(output_dir)
-            request = _Request(model, settings, seed, output_dir, fingerprint, progress)
-            return self._fit_encoded(rows, tokenizer, request=request)
+            remove_finished(output_dir)
+            request = Request(model, settings, seed, output_dir, fingerprint, progress)
+            if settings.num_processes > 1:
+                self._run_workers(rows, request=request)
+            else:
+                self.train_rows(rows, tokenizer, request=request)
+            return publish(output_dir)
 
-    def _fit_encoded(
-        self, rows: Sequence["EncodedRow"], tokenizer: "PreTrainedTokenizerBase", *, request: "_Request"
-    ) -> FitReport:
+    def _run_workers(self, rows: list["EncodedRow"], *, request: "Request") -> None:
+        from semievol.backends.sft_worker import write_job
+
+        assert request.config.launch is not None
+        opened = open_partial(request.output_dir, request.fingerprint)
+        device = hf.resolve_device(self._model_config).type
+        model = self._model_config.model_copy(update={"device": device})
+        job_file = opened[0] / JOB_FILE
+        write_job(job_file, rows, model=model, request=replace(request, opened=opened))
+        run_workers(job_file, request.config.launch, rendezvous_id=request.fingerprint[:16], progress=request.progress)
+
+    def train_rows(
+        self, rows: Sequence["EncodedRow"], tokenizer: "PreTrainedTokenizerBase", *, request: "Request"
+    ) -> None:
+        """Train, or take part in a training of several processes; the first process writes `final` to its folder."""
         import torch
 
         from semievol.backends.sft_trainer import SftJob, train_job
@@ -139,7 +142,7 @@ class TrlTrainer:
             sft_rows.check_stop_tokens(rows, hf.stop_ids(tokenizer, opened), tokenizer=tokenizer)
             example = sft_rows.render_example(tokenizer, rows[0])
             logger.info("training on %d rows; the part in ⟦⟧ carries the loss:\n%s", len(rows), example)
-            partial_dir, checkpoint = _open_partial(request.output_dir, request.fingerprint)
+            partial_dir, checkpoint = request.opened or open_partial(request.output_dir, request.fingerprint)
             job = SftJob(
                 model=opened,
                 tokenizer=tokenizer,
@@ -154,13 +157,13 @@ class TrlTrainer:
                 progress=request.progress,
             )
             outcome = train_job(job)
-            report = _report(outcome, request.trained_model, n_rows=len(rows), example=example, device=device)
-            _save(outcome, tokenizer, partial_dir, report=report, request=request)
+            if outcome.is_first_process:
+                report = make_report(outcome, request.trained_model, n_rows=len(rows), example=example, device=device)
+                save_final(outcome, tokenizer, partial_dir, report=report, request=request)
             del opened, job, outcome
             gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return report
 
     def _open_model(self, model: ModelRef, config: TrlTrainerConfig, device: "torch.device") -> "PreTrainedModel":
         import torch
@@ -179,7 +182,9 @@ class TrlTrainer:
         # are lost in bf16.
         frozen_bf16 = device.type == "cuda" and _use_bf16(config, device) and config.method != "full"
         dtype = torch.bfloat16 if frozen_bf16 else torch.float32
-        return hf.open_model(self._model_config, model, trainable=True, dtype=dtype, quantization_config=quantization)
+        # Weights that are cut into shares go to the GPU share by share.
+        where = self._model_config.model_copy(update={"device": "cpu"}) if config.is_sharded else self._model_config
+        return hf.open_model(where, model, trainable=True, dtype=dtype, quantization_config=quantization)
 
     def _fingerprint(
         self, model: ModelRef, train: Sequence[SftRow], config: TrlTrainerConfig, seed: int, tokenizer: str
@@ -187,7 +192,7 @@ class TrlTrainer:
         """SHA-256 over all that the trained weights depend on."""
         digest = hashlib.sha256()
         head = {
-            "config": config.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+            "config": config.model_dump(mode="json", exclude=WITHOUT_EFFECT) | _processes(config),
             "model": self._model_config.model_dump(mode="json"),
             "base": [model.base, _folder_digest(hf.resolve_model_path(model.base))],
             "adapter": None if model.adapter is None else _folder_digest(model.adapter),
@@ -218,6 +223,13 @@ def _check_method(model: ModelRef, config: TrlTrainerConfig, device: "torch.devi
         )
 
 
+def _processes(config: TrlTrainerConfig) -> dict[str, Any]:
+    """What of `launch` changes the weights: how many processes there are, and how they share. Not where they run."""
+    if config.launch is None or config.num_processes == 1:
+        return {}
+    return {"launch": [config.num_processes, config.launch.strategy]}
+
+
 def _use_bf16(config: TrlTrainerConfig, device: "torch.device") -> bool:
     import torch
 
@@ -241,128 +253,6 @@ def _folder_digest(path: str) -> str | None:
         if size < 1_000_000 or file.name.startswith("adapter_model"):
             digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _partial_dir(output_dir: Path) -> Path:
-    return output_dir.with_name(output_dir.name + ".partial")
-
-
-def _open_partial(output_dir: Path, fingerprint: str) -> tuple[Path, Path | None]:
-    """The working folder, emptied where it belongs to another request, and its newest whole checkpoint."""
-    partial_dir = _partial_dir(output_dir)
-    request = partial_dir / REQUEST_FILE
-    if partial_dir.exists() and not (request.exists() and request.read_text(encoding="utf-8") == fingerprint):
-        logger.info("%s belongs to another training; starting over", partial_dir)
-        shutil.rmtree(partial_dir)
-    partial_dir.mkdir(parents=True, exist_ok=True)
-    request.write_text(fingerprint, encoding="utf-8")
-    checkpoint = _newest_checkpoint(partial_dir)
-    if checkpoint is not None:
-        logger.info("going on from %s", checkpoint)
-    return partial_dir, checkpoint
-
-
-def _newest_checkpoint(partial_dir: Path) -> Path | None:
-    """Newest checkpoint that was written to its end; others are removed.
-
-    transformers writes `trainer_state.json` last, so a checkpoint in which it can be read is whole.
-    """
-    whole: list[tuple[int, Path]] = []
-    for folder in partial_dir.glob("checkpoint-*"):
-        try:
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            whole.append((int(state["global_step"]), folder))
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(folder)
-    return max(whole)[1] if whole else None
-
-
-def _read_finished(output_dir: Path, fingerprint: str) -> FitReport | None:
-    try:
-        record = json.loads((output_dir / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if record.get("fingerprint") != fingerprint:
-        return None
-    shutil.rmtree(_partial_dir(output_dir), ignore_errors=True)
-    saved: dict[str, Any] = record["report"]
-    full = saved["model"]["adapter"] is None
-    # The folder may have been moved together with its run.
-    model = ModelRef(str(output_dir)) if full else ModelRef(saved["model"]["base"], str(output_dir))
-    losses = tuple((int(step), float(loss)) for step, loss in saved["losses"])
-    return FitReport(**{**saved, "model": model, "losses": losses})
-
-
-def _remove_finished(output_dir: Path) -> None:
-    if not output_dir.exists():
-        return
-    if any(output_dir.iterdir()) and not (output_dir / REPORT_FILE).exists():
-        raise ArtifactError(f"{output_dir} exists and holds no training of ours: remove it or choose another folder")
-    shutil.rmtree(output_dir)
-
-
-def _report(outcome: "SftOutcome", model: ModelRef, *, n_rows: int, example: str, device: "torch.device") -> FitReport:
-    import torch
-
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if outcome.held_out_loss is not None:
-        logger.info("loss on the held-out rows: %.4f nats per token", outcome.held_out_loss)
-    return FitReport(
-        model=model,
-        optimizer_steps=outcome.optimizer_steps,
-        train_seconds=outcome.train_seconds,
-        n_rows=n_rows,
-        n_tokens=outcome.n_tokens,
-        losses=outcome.losses,
-        rendered_example=example,
-        peak_memory_bytes=peak,
-    )
-
-
-def _save(
-    outcome: "SftOutcome",
-    tokenizer: "PreTrainedTokenizerBase",
-    partial_dir: Path,
-    *,
-    report: FitReport,
-    request: _Request,
-) -> None:
-    """Write everything to a folder beside and rename it, so that `output_dir` is whole or absent."""
-    final = partial_dir / "final"
-    shutil.rmtree(final, ignore_errors=True)
-    # Embeddings are never resized here; left to itself, PEFT asks the hub about them.
-    embeddings = {"save_embedding_layers": False} if report.model.adapter else {}
-    outcome.model.save_pretrained(final, **embeddings)
-    _sort_modules(final / "adapter_config.json")
-    tokenizer.save_pretrained(final)
-    base, kind = report.model.base, "LoRA adapter" if report.model.adapter else "Fine-tuned model"
-    (final / "README.md").write_text(
-        f"# {kind}\n\nTrained by semievol: {report.optimizer_steps} optimiser steps on {report.n_rows} rows"
-        + (f", on top of `{base}`.\n" if report.model.adapter else ".\n"),
-        encoding="utf-8",
-    )
-    record = {
-        "fingerprint": request.fingerprint,
-        "held_out_loss": outcome.held_out_loss,
-        "report": {**report._asdict(), "model": {"base": base, "adapter": report.model.adapter}},
-    }
-    (final / REPORT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for file in final.iterdir():
-        file.chmod((final / REPORT_FILE).stat().st_mode)  # safetensors leaves its files to their owner alone
-    final.replace(request.output_dir)
-    shutil.rmtree(partial_dir)
-
-
-def _sort_modules(path: Path) -> None:
-    """Put the target modules in order: PEFT writes a set, whose order changes from process to process."""
-    if path.exists():
-        config = json.loads(path.read_text(encoding="utf-8"))
-        modules = config.get("target_modules")
-        config["target_modules"] = sorted(modules) if isinstance(modules, list) else modules
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -396,7 +286,7 @@ def _frozen_garbage() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the libraries' notices, bars and future warnings out of the run's output; errors come through."""
     hf.quiet_loading()
     levels = {name: logging.getLogger(name).level for name in _NOISY}
