@@ -44,7 +44,7 @@ class RunDir:
         Raises:
             ArtifactError: At once, if another process holds it.
         """
-        with _clear_disk_errors(self.path):
+        with clear_disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
@@ -113,7 +113,7 @@ class RunDir:
     def replacing(self, path: Path) -> Iterator[Path]:
         """Give a path beside `path` to write to; sync and rename it at the end, remove it on an error."""
         partial = path.with_name(path.name + ".partial")
-        with _clear_disk_errors(path):
+        with clear_disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield partial
@@ -145,7 +145,7 @@ class RunDir:
 
     def rows(self) -> "RowStore":
         """Open the row store."""
-        with _clear_disk_errors(self._rows):
+        with clear_disk_errors(self._rows):
             self._rows.parent.mkdir(parents=True, exist_ok=True)
             return RowStore(self._rows)
 
@@ -170,7 +170,7 @@ class RowStore:
 
     def put(self, rows: Mapping[str, str]) -> None:
         """Add rows in one transaction: all of them are there afterwards, or none."""
-        with _clear_disk_errors(Path(ROWS)):
+        with clear_disk_errors(Path(ROWS)):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", rows.items())
@@ -231,7 +231,8 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
 @contextmanager
-def _clear_disk_errors(path: Path) -> Iterator[None]:
+def clear_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk and a missing permission into an ArtifactError that names `path` and the remedy."""
     try:
         yield
     except sqlite3.OperationalError as error:
