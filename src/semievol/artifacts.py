@@ -87,6 +87,15 @@ class RunDir:
         except FileNotFoundError:
             raise ArtifactError(f"{path} is missing; run the stages before it again") from None
 
+    def count_records(self, artifact: str) -> int:
+        """Number of records of an artifact, without parsing them. Raises ArtifactError if it is not there."""
+        path = self.file(artifact)
+        try:
+            with path.open("rb") as stream:
+                return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is missing; run the stages before it again") from None
+
     def write_json(self, artifact: str, value: Any) -> None:
         """Write one JSON document, atomically, keys in the given order."""
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
@@ -188,7 +197,7 @@ class RowStore:
 
 def content_hash(*parts: Any) -> str:
     """SHA-256 of the canonical JSON of `parts` (sorted keys), hexadecimal."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    text = _CANONICAL.encode(parts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -228,6 +237,7 @@ def record_adapter(kind: type) -> TypeAdapter[Any]:
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from semievol.config import AdaptConfig, DistillConfig, EvolveConfig, TrainerConfig, WarmupConfig
 from semievol.errors import DataError
 from semievol.prompts import PromptBuilder
+from semievol.spool import DiskSequence
 from semievol.stage import StageContext, StageStats
 from semievol.types import Example, ModelRef, SftRow, SoftTarget
 
@@ -18,12 +19,27 @@ def build_sft_rows(examples: Iterable[Example], builder: PromptBuilder) -> list[
     Raises:
         DataError: If an example has no target.
     """
-    rows = []
-    for example in examples:
-        if example.target is None:
-            raise DataError(f"row {example.id} has no target and cannot be trained on")
-        rows.append(SftRow(example.id, builder.answer(example), builder.completion(example.target, example)))
-    return rows
+    return [build_sft_row(example, builder) for example in examples]
+
+
+def build_sft_row(example: Example, builder: PromptBuilder) -> SftRow:
+    """The plain prompt and the text that stands for its target. Raises DataError if the example has none."""
+    if example.target is None:
+        raise DataError(f"row {example.id} has no target and cannot be trained on")
+    return SftRow(example.id, builder.answer(example), builder.completion(example.target, example))
+
+
+class LazySftRows(DiskSequence[SftRow]):
+    """As `build_sft_rows`, but each row is made when it is asked for: prompts of a large pool are never all held."""
+
+    def __init__(self, examples: Sequence[Example], builder: PromptBuilder) -> None:
+        self._examples, self._builder = examples, builder
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def _get(self, position: int) -> SftRow:
+        return build_sft_row(self._examples[position], self._builder)
 
 
 def build_text_rows(examples: Iterable[Example]) -> list[SftRow]:

@@ -13,8 +13,10 @@ from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from semievol.artifacts import clear_disk_errors, record_adapter
+from semievol.errors import ArtifactError
 
 Record = TypeVar("Record")
 Item = TypeVar("Item")
@@ -106,3 +108,33 @@ class View(DiskSequence[Item], Generic[Record, Item]):
 
     def _get(self, position: int) -> Item:
         return self._make(self._records[int(self._positions[position])])
+
+
+class RecordFile(DiskSequence[Record], Generic[Record]):
+    """The records of a JSONL artifact by their place; 8 bytes of memory a record."""
+
+    def __init__(self, path: Path, kind: type[Record]) -> None:
+        """Find where the lines begin. Raises ArtifactError if the file is missing."""
+        self._path, self._kind = path, kind
+        self._adapter = record_adapter(kind)
+        try:
+            self._file = path.open("rb")
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is missing; run the stages before it again") from None
+        weakref.finalize(self, self._file.close)
+        self._ends = array("Q", [0])
+        for line in self._file:
+            self._ends.append(self._ends[-1] + len(line))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def _get(self, position: int) -> Record:
+        start, end = self._ends[position], self._ends[position + 1]
+        if self._file.tell() != start:
+            self._file.seek(start)
+        try:
+            record: Record = self._adapter.validate_json(self._file.read(end - start))
+        except ValidationError as error:
+            raise ArtifactError(f"{self._path}, line {position + 1}: not a {self._kind.__name__}: {error}") from error
+        return record

@@ -207,7 +207,7 @@ def run(ctx: StageContext) -> StageStats:
     """Settle, measure, write; block by block, so that memory does not grow with U."""
     prompts = ctx.prompts()
     model = ctx.warm_model() if ctx.config.justify.model == "warm" else ctx.base_model
-    dropped: list[Dropped] = []
+    dropped = ctx.spool(Dropped)
     stats: Counter[str] = Counter()
 
     def labels() -> Iterator[PseudoLabel]:
@@ -217,7 +217,9 @@ def run(ctx: StageContext) -> StageStats:
             verdicts = judge(ctx, unsure, prompts, model, "self-justification") if unsure else []
             by_id = {d.example.id: v for d, v in zip(unsure, verdicts, strict=True)}
             settled = [(d.example, settle(d, by_id.get(d.example.id), prompts)) for d in block]
-            dropped.extend(replace(s, round=ctx.round) for _, s in settled if isinstance(s, Dropped))
+            for _, outcome in settled:
+                if isinstance(outcome, Dropped):
+                    dropped.append(replace(outcome, round=ctx.round))
             found = [(e, s) for e, s in settled if isinstance(s, PseudoLabel)]
             if ctx.backends.generator.exact_choice_scores:
                 measured = measure_confidence(ctx, found, prompts, model)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from semievol.answering import best_answer, choice_request, max_tokens
 from semievol.answers import closed_set, parse_answer
 from semievol.config import ConfigurationConfig, PropagateConfig, RunConfig
-from semievol.demonstrations import fit_demonstrations
+from semievol.demonstrations import ById, fit_demonstrations
 from semievol.pools import LABELED_READS, count_unlabeled, labeled_pool, unlabeled_pool
 from semievol.prompts import PromptBuilder
 from semievol.stage import Stage, StageContext, StageStats
@@ -135,21 +135,22 @@ def row_prompts(
     ctx: StageContext, slots: Sequence[ConfigurationConfig], builder: PromptBuilder
 ) -> Iterator[list[Prompt]]:
     """The prompts of each row of the round, one a slot."""
-    labeled = {e.id: e for e in labeled_pool(ctx)}
+    labeled = ById(labeled_pool(ctx))
     tokens = ctx.backends.tokens
     limit = tokens.max_length - max_tokens(ctx.config, ctx.config.propagate.max_tokens)
     for example, near in zip(unlabeled_pool(ctx), ctx.read("retrieve/demonstrations", Demonstrations), strict=True):
-        shown = [labeled[i] for i in near.demonstration_ids]
-        yield [
-            Prompt(example, slot, *fit_demonstrations(example, shown[: slot.k], builder, tokens, limit=limit))
-            for slot in slots
-        ]
+        shown = [labeled.get(i) for i in near.demonstration_ids]
+        # Slots of as many demonstrations share their prompt.
+        fitted = {
+            k: fit_demonstrations(example, shown[:k], builder, tokens, limit=limit) for k in {slot.k for slot in slots}
+        }
+        yield [Prompt(example, slot, *fitted[slot.k]) for slot in slots]
 
 
 def run(ctx: StageContext) -> StageStats:
     """Ask, and keep what failed apart."""
     configurations = draw_configurations(ctx.config.propagate, ctx.config.retrieve.k, ctx.seed("configurations"))
-    failed: list[Dropped] = []
+    failed = ctx.spool(Dropped)
     stats: Counter[str] = Counter()
 
     def answered() -> Iterator[Candidates]:
