@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import random
-import resource
 import shutil
 import sys
 import time
@@ -87,7 +86,9 @@ def measure_size(n: int, arguments: argparse.Namespace) -> dict[str, Any]:
 def write_rows(folder: Path, n: int, arguments: argparse.Namespace) -> None:
     """CSV files whose answers the fake generator can read off the question (`#B`)."""
     generator = random.Random(7)
-    words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(3, 9))) for _ in range(N_WORDS)]
+    words = [
+        "".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(3, 9))) for _ in range(N_WORDS)
+    ]
     options = json.dumps(OPTIONS)
     letters = "ABCDEFGHIJ"[: len(OPTIONS)]
     for split, size in (("labeled", arguments.labeled), ("unlabeled", n), ("test", arguments.test)):

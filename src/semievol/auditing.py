@@ -105,7 +105,9 @@ def audit_rounds(ctx: StageContext) -> Audit:
         if sealed is not None:
             all_right.append(-1 if is_right is None else is_right)
     if n_lost:
-        raise DataError(f"evaluate: {n_lost} unlabelled rows were lost on the way, {first_lost} first; please report this")
+        raise DataError(
+            f"evaluate: {n_lost} unlabelled rows were lost on the way, {first_lost} first; please report this"
+        )
     gold.check_all_taken()
     entries, curves = [], []
     for one in rounds:

@@ -110,7 +110,9 @@ def _find_unlabeled(index: "_Index", unlabeled: Sequence[Example], *, drop: bool
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: the first of equal rows comes first
     ordered = keys[order]
     del keys
-    is_repeat = np.concatenate([[False], (ordered[1:] == ordered[:-1]).all(axis=1)]) if len(order) else np.zeros(0, bool)
+    is_repeat = (
+        np.concatenate([[False], (ordered[1:] == ordered[:-1]).all(axis=1)]) if len(order) else np.zeros(0, bool)
+    )
     del ordered
     start = np.maximum.accumulate(np.where(is_repeat, 0, np.arange(len(order))))
     repeated = np.flatnonzero(is_repeat)

@@ -131,6 +131,7 @@ def load_examples(
     ids = RowIds(drafts, log)
     facts = _find_facts(drafts, config)
     rows = _read_targets(drafts, ids, facts, log)
+    del drafts, ids
     left = _draw_max_rows(rows, np.arange(len(rows.read)), config)
     if count_prompt is not None and max_prompt_tokens is not None:
         left = _check_lengths(rows, left, facts, count_prompt, max_prompt_tokens, log)
@@ -285,9 +286,7 @@ def _check_lengths(
     return left[fits]
 
 
-def _drop_duplicates(
-    rows: _Rows, left: Positions, facts: TaskFacts, log: Log
-) -> tuple[Positions, Sequence[Duplicate]]:
+def _drop_duplicates(rows: _Rows, left: Positions, facts: TaskFacts, log: Log) -> tuple[Positions, Sequence[Duplicate]]:
     data = log.config.data
     similarity, drop, shared = data.near_duplicate_similarity, data.duplicates == "drop", bool(facts.shared_choices)
     if data.path is not None:
@@ -352,9 +351,7 @@ def _cut(rows: _Rows, left: Positions, config: RunConfig) -> dict[SplitName, Pos
         groups.append(known.setdefault(row.example.group, row.example.group))
         if row.target is not None:
             classes.append(known.setdefault(row.target, row.target) if closed else None)
-    parts = assign_parts(
-        classes, [groups[i] for i in with_target], counts=counts, generator=generator, cover=0
-    )
+    parts = assign_parts(classes, [groups[i] for i in with_target], counts=counts, generator=generator, cover=0)
     codes = np.full(len(left), -1, dtype=np.int8)
     for i, part in zip(with_target, parts, strict=True):
         codes[i] = -1 if part is None else part
@@ -398,9 +395,7 @@ def _settle_labels(
     for label in labels:
         unknown.pop(label, None)
     if unknown:
-        log.notes.append(
-            f"{unknown.total()} unlabelled rows carry a label that no labelled row has; they have no gold"
-        )
+        log.notes.append(f"{unknown.total()} unlabelled rows carry a label that no labelled row has; they have no gold")
     return settled, splits | {"test": splits["test"][is_known]}, frozenset(unknown)
 
 
@@ -408,7 +403,9 @@ def _draw_splits(rows: _Rows, splits: dict[SplitName, Positions], config: RunCon
     data = config.data
     limits = {"labeled": data.max_labeled, "unlabeled": data.max_unlabeled, "test": data.max_test}
     return {
-        name: left if (n := limits[name]) is None else _draw(rows, left, n, config, name=name, stratified=name == "labeled")
+        name: left
+        if (n := limits[name]) is None
+        else _draw(rows, left, n, config, name=name, stratified=name == "labeled")
         for name, left in splits.items()
     }
 

@@ -113,7 +113,7 @@ def unlabeled_pool(ctx: StageContext) -> Iterator[Example]:
     """What this round answers: U without what earlier rounds kept."""
     kept = kept_before(ctx, ctx.round)
     for example in ctx.read("data/unlabeled", Example):
-        if not any([stream.take(example.id) for stream in kept]):
+        if not any(stream.take(example.id) for stream in kept):
             yield example
     for stream in kept:
         stream.check_all_taken()

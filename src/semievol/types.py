@@ -7,6 +7,7 @@ Log-probabilities and likelihoods are in nats.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from semievol.errors import DataError
@@ -19,6 +20,7 @@ LogprobKind = Literal["raw", "processed", "none"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+@lru_cache(maxsize=1024)
 def choice_letter(index: int) -> str:
     """Name of the option at `index`: A..Z, then AA, AB, ... as in a spreadsheet."""
     letters = ""

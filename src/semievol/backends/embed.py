@@ -183,9 +183,7 @@ class ModelRetriever(EmbeddingRetriever):
         return rows
 
 
-def embed_blocks(
-    texts: Sequence[str], embed: Callable[[Sequence[str]], NDArray[np.float32]]
-) -> NDArray[np.float32]:
+def embed_blocks(texts: Sequence[str], embed: Callable[[Sequence[str]], NDArray[np.float32]]) -> NDArray[np.float32]:
     """Embeddings (n, d) of texts that are read block by block."""
     rows: NDArray[np.float32] | None = None
     for at in range(0, len(texts), EMBED_BLOCK):

@@ -29,6 +29,7 @@ MAX_LENGTH = 4096
 ROWS_PER_STEP = 8
 MOST_LOSSES = 2000
 """Losses that the fake training logs at most, or one in so many steps."""
+ROWS_A_BLOCK = 4096
 ADAPTER_FILE = "fake_adapter.json"
 
 _TRUTH = re.compile(r"#([^\s#.,;:?!]+)")
@@ -239,19 +240,23 @@ class FakeTrainer:
 
 def _write_adapter(path: Path, head: dict[str, Any], train: Sequence[SftRow]) -> int:
     """Write JSON with sorted keys, row by row; returns the number of words with loss."""
-    ids = np.empty(len(train), dtype=object)
+    ids: list[NDArray[np.bytes_]] = []
+    block: list[bytes] = []
     weights: dict[str, float] = {}
     n_tokens = 0
-    for i, row in enumerate(train):
-        ids[i] = row.id
+    for row in train:
+        block.append(row.id.encode())
+        if len(block) == ROWS_A_BLOCK:
+            ids.append(np.array(block))
+            block.clear()
         n_tokens += len(row.completion.split())
         if row.weight != 1.0:
             weights[row.id] = row.weight
-    order = np.argsort(ids, kind="stable")
-    del ids
-    before, after = json.dumps(head | {"rows": None} | ({"weights": weights} if weights else {}), indent=1, sort_keys=True).split(
-        '"rows": null'
-    )
+    order = np.argsort(np.concatenate([*ids, np.array(block, dtype=bytes)]), kind="stable")  # as JSON sorts its keys
+    ids.clear()
+    before, after = json.dumps(
+        head | {"rows": None} | ({"weights": weights} if weights else {}), indent=1, sort_keys=True
+    ).split('"rows": null')
     with path.open("w", encoding="utf-8") as stream:
         stream.write(f'{before}"rows": {{')
         for i, place in enumerate(order.tolist()):
