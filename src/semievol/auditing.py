@@ -66,7 +66,9 @@ class _Round:
         self.dropped = [drops(name) for name in ("propagate/failed", "justify/dropped", f"{selection}/dropped")]
 
     def check_all_taken(self) -> None:
-        for stream in (self.labels, self.kept, *self.dropped):
+        self.labels.check_all_taken()
+        self.kept.check_all_taken()
+        for stream in self.dropped:
             stream.check_all_taken()
 
 

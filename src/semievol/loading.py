@@ -270,7 +270,8 @@ def _draw_max_rows(rows: _Rows, left: Positions, config: RunConfig) -> Positions
 def _draw(rows: _Rows, left: Positions, n: int, config: RunConfig, *, name: str, stratified: bool) -> Positions:
     closed = config.task.type in ("choice", "label")
     classes = [row.target for row in rows.at(left)] if stratified and closed else [None] * len(left)
-    return left[draw_rows(classes, n, make_generator(config.data_seed, name))]
+    drawn: Positions = left[draw_rows(classes, n, make_generator(config.data_seed, name))]
+    return drawn
 
 
 def _check_lengths(
@@ -391,9 +392,9 @@ def _settle_labels(
             remedy = "list all labels in task.labels, or enlarge data.split.labeled"
             log.reject(row.place, row.place.target_field, row.target, reason, remedy)
     check_bad_fraction(log)
-    unknown = Counter(row.target for row in rows.at(splits["unlabeled"]) if row.target is not None)
-    for label in labels:
-        unknown.pop(label, None)
+    unknown = Counter(
+        row.target for row in rows.at(splits["unlabeled"]) if row.target is not None and row.target not in labels
+    )
     if unknown:
         log.notes.append(f"{unknown.total()} unlabelled rows carry a label that no labelled row has; they have no gold")
     return settled, splits | {"test": splits["test"][is_known]}, frozenset(unknown)

@@ -120,7 +120,8 @@ class Backends:
 
     def retriever(self) -> Retriever:
         """A retriever with an empty index."""
-        return open_retriever(self.config.embedder, self.config.model, state_dir=self._state_dir)
+        config = self.config
+        return open_retriever(config.embedder, config.model, state_dir=self._state_dir, search=config.retrieve)
 
     @property
     def usage(self) -> Usage:

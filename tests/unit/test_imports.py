@@ -18,6 +18,7 @@ LAYERS = (
         "artifacts",
         "backends",
         "tables",
+        "spool",
         "loading",
         "answering",
         "progress",
@@ -57,6 +58,7 @@ HEAVY = (
     "openai",
     "ray",
     "matplotlib",
+    "faiss",
 )
 
 

@@ -6,7 +6,7 @@ depend on the order of the index.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,11 +67,23 @@ class Bm25Retriever:
         return tokens
 
 
+class SearchIndex(Protocol):
+    """Finds the rows of embeddings nearest to a query."""
+
+    def search(self, queries: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
+        """For each query (m, d) up to k (id, dot product), highest first, ties by id."""
+        ...
+
+
 class EmbeddingRetriever(ABC):
     """Cosine similarity of what the subclass makes of a text."""
 
+    make_index: Callable[[Sequence[str], NDArray[np.float32]], "SearchIndex"]
+    """Makes the index of ids and their rows (n, d)."""
+
     def __init__(self) -> None:
-        self._index: ExactIndex | None = None
+        self.make_index = ExactIndex
+        self._index: SearchIndex | None = None
 
     def index(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         """Take the place of what was indexed before.
@@ -80,7 +92,7 @@ class EmbeddingRetriever(ABC):
             DataError: If an id stands twice.
         """
         _check_ids(ids)
-        self._index = ExactIndex(ids, embed_blocks(texts, self.embed)) if ids else None
+        self._index = self.make_index(ids, _embed_blocks(texts, self.embed)) if ids else None
 
     def search(self, texts: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """For each text up to k (id, cosine), most similar first, ties by id."""
@@ -183,7 +195,7 @@ class ModelRetriever(EmbeddingRetriever):
         return rows
 
 
-def embed_blocks(texts: Sequence[str], embed: Callable[[Sequence[str]], NDArray[np.float32]]) -> NDArray[np.float32]:
+def _embed_blocks(texts: Sequence[str], embed: Callable[[Sequence[str]], NDArray[np.float32]]) -> NDArray[np.float32]:
     """Embeddings (n, d) of texts that are read block by block."""
     rows: NDArray[np.float32] | None = None
     for at in range(0, len(texts), EMBED_BLOCK):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from semievol.backends.base import FitReport, Progress, Usage
-from semievol.backends.embed import ExactIndex, embed_blocks
+from semievol.backends.embed import EmbeddingRetriever
 from semievol.config import FakeEmbedderConfig, FakeGeneratorConfig, ModelConfig, TrainerConfig
 from semievol.errors import TrainingError
 from semievol.types import ChoiceRequest, ChoiceScores, Completion, Message, ModelRef, Request, Result, Sampling, SftRow
@@ -161,20 +161,12 @@ class FakeGenerator:
         )
 
 
-class FakeRetriever:
+class FakeRetriever(EmbeddingRetriever):
     """Cosine similarity of hashed bags of words."""
 
     def __init__(self, config: FakeEmbedderConfig, model: ModelConfig) -> None:
+        super().__init__()
         self._dimension = config.dimension
-        self._index = ExactIndex([], np.zeros((0, config.dimension), dtype=np.float32))
-
-    def index(self, ids: Sequence[str], texts: Sequence[str]) -> None:
-        """Take the place of what was indexed before."""
-        self._index = ExactIndex(ids, embed_blocks(texts, self.embed))
-
-    def search(self, texts: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-        """For each text up to k (id, similarity), most similar first, ties by id."""
-        return self._index.search(self.embed(texts), k)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Rows of length 1, shape (n, dimension); the row of a text without words is zero."""
