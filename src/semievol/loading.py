@@ -329,13 +329,9 @@ def _has_no_target(rows: _Rows, positions: Positions) -> NDArray[np.bool_]:
 
 
 def _with_gold(rows: _Rows, positions: Positions, unread: frozenset[str | None]) -> Positions:
-    return positions[
-        np.fromiter(
-            (row.target is not None and row.target not in unread for row in rows.at(positions)),
-            dtype=bool,
-            count=len(positions),
-        )
-    ]
+    has_gold = (row.target is not None and row.target not in unread for row in rows.at(positions))
+    found: Positions = positions[np.fromiter(has_gold, dtype=bool, count=len(positions))]
+    return found
 
 
 def _cut(rows: _Rows, left: Positions, config: RunConfig) -> dict[SplitName, Positions]:

@@ -1,6 +1,6 @@
 """Turns records into the rows that a Trainer takes, and trains for the stages that do."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from semievol.config import AdaptConfig, DistillConfig, EvolveConfig, TrainerConfig, WarmupConfig
 from semievol.errors import DataError
@@ -30,21 +30,21 @@ def build_sft_row(example: Example, builder: PromptBuilder) -> SftRow:
 
 
 class LazySftRows(DiskSequence[SftRow]):
-    """As `build_sft_rows`, but each row is made when it is asked for: prompts of a large pool are never all held."""
+    """One row an example, made when it is asked for: the prompts of a large pool are never all held."""
 
-    def __init__(self, examples: Sequence[Example], builder: PromptBuilder) -> None:
-        self._examples, self._builder = examples, builder
+    def __init__(self, examples: Sequence[Example], make: Callable[[Example], SftRow]) -> None:
+        self._examples, self._make = examples, make
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def _get(self, position: int) -> SftRow:
-        return build_sft_row(self._examples[position], self._builder)
+        return self._make(self._examples[position])
 
 
-def build_text_rows(examples: Iterable[Example]) -> list[SftRow]:
-    """One row of raw text an example, in their order: the context, where there is one, and the question."""
-    return [SftRow(e.id, (), "\n\n".join(filter(None, (e.context, e.question)))) for e in examples]
+def build_text_row(example: Example) -> SftRow:
+    """A row of raw text: the context, where there is one, and the question."""
+    return SftRow(example.id, (), "\n\n".join(filter(None, (example.context, example.question))))
 
 
 def build_soft_rows(example: Example, target: SoftTarget, builder: PromptBuilder) -> list[SftRow]:

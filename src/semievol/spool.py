@@ -110,6 +110,23 @@ class View(DiskSequence[Item], Generic[Record, Item]):
         return self._make(self._records[int(self._positions[position])])
 
 
+class Joined(DiskSequence[Item]):
+    """Several sequences, one behind the other."""
+
+    def __init__(self, *parts: Sequence[Item]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def _get(self, position: int) -> Item:
+        for part in self._parts:
+            if position < len(part):
+                return part[position]
+            position -= len(part)
+        raise IndexError(position)
+
+
 class RecordFile(DiskSequence[Record], Generic[Record]):
     """The records of a JSONL artifact by their place; 8 bytes of memory a record."""
 

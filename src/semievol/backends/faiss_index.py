@@ -48,11 +48,7 @@ class FaissIndex:
             ordered = np.ascontiguousarray(rows[order])
             self._index.train(ordered)
             self._index.add(ordered)
-            for kind, default in PARAMETERS.items():
-                if kind in config.faiss_factory and config.faiss_parameters is None:
-                    faiss.ParameterSpace().set_index_parameters(self._index, default)
-            if config.faiss_parameters:
-                faiss.ParameterSpace().set_index_parameters(self._index, config.faiss_parameters)
+            self.set_parameters(_parameters(config))
         except RuntimeError as error:
             raise ConfigError(
                 f"retrieve.faiss_factory: FAISS cannot make the index {config.faiss_factory!r} with the parameters "
@@ -61,6 +57,11 @@ class FaissIndex:
             ) from error
         finally:
             faiss.omp_set_num_threads(threads)
+
+    def set_parameters(self, text: str) -> None:
+        """Say how far to look, as `faiss.ParameterSpace` reads it; an empty text changes nothing."""
+        if text:
+            require_faiss().ParameterSpace().set_index_parameters(self._index, text)
 
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
         """For each query (m, d) up to k (id, dot product), highest first, ties by id among those that were found."""
@@ -76,6 +77,12 @@ class FaissIndex:
             [(str(self._ids[i]), float(value)) for i, value in zip(row, near, strict=True) if i >= 0]
             for row, near in zip(best, similarities, strict=True)
         ]
+
+
+def _parameters(config: RetrieveConfig) -> str:
+    if config.faiss_parameters is not None:
+        return config.faiss_parameters
+    return next((text for kind, text in PARAMETERS.items() if kind in config.faiss_factory), "")
 
 
 def _reason(error: RuntimeError) -> str:

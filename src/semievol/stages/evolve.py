@@ -8,10 +8,12 @@ The paper starts from M_base and trains on both (arXiv:2410.14745, Eq. 9); the r
 adapter with the pseudo-labels alone. `evolve.init` and `evolve.train_on` choose.
 """
 
+from functools import partial
+
 from semievol.config import RunConfig
 from semievol.errors import DataError
 from semievol.pools import SELECTING, LabeledPool, other_selections
-from semievol.sft import LazySftRows, fit_stage, stage_trainer_config
+from semievol.sft import LazySftRows, build_sft_row, fit_stage, stage_trainer_config
 from semievol.stage import Stage, StageContext, StageStats
 
 KEPT = tuple(f"{name}/kept" for name in SELECTING)
@@ -37,7 +39,8 @@ def run(ctx: StageContext) -> StageStats:
     """Train and store the evolved model."""
     config = stage_trainer_config(ctx.config.trainer, ctx.config.evolve)
     model = ctx.base_model if ctx.config.evolve.init == "base" else ctx.warm_model()
-    return fit_stage(ctx, model, LazySftRows(training_examples(ctx), ctx.prompts()), config)
+    make = partial(build_sft_row, builder=ctx.prompts())
+    return fit_stage(ctx, model, LazySftRows(training_examples(ctx), make), config)
 
 
 def unused_artifacts(config: RunConfig) -> tuple[str, ...]:
