@@ -37,7 +37,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 def test_loading_holds_no_unlabelled_row(tmp_path: Path) -> None:
     peaks = []
-    for i, n in enumerate((200, 200, 1700)):  # the first time fills caches
+    for i, n in enumerate((20, 1200, 2700)):  # the first time fills caches; the first thousand rows are looked at whole
         folder = tmp_path / str(i)
         folder.mkdir()
         paths = write_task(folder, {"labeled": 24, "unlabeled": n, "test": 40})
