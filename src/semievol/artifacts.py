@@ -46,7 +46,7 @@ class RunDir:
         Raises:
             ArtifactError: At once, if another process holds it.
         """
-        with _clear_disk_errors(self.path):
+        with clear_disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
@@ -89,6 +89,15 @@ class RunDir:
         except FileNotFoundError:
             raise ArtifactError(f"{path} is missing; run the stages before it again") from None
 
+    def count_records(self, artifact: str) -> int:
+        """Number of records of an artifact, without parsing them. Raises ArtifactError if it is not there."""
+        path = self.file(artifact)
+        try:
+            with path.open("rb") as stream:
+                return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is missing; run the stages before it again") from None
+
     def write_json(self, artifact: str, value: Any) -> None:
         """Write one JSON document, atomically, keys in the given order."""
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
@@ -115,7 +124,7 @@ class RunDir:
     def replacing(self, path: Path) -> Iterator[Path]:
         """Give a path beside `path` to write to; sync and rename it at the end, remove it on an error."""
         partial = path.with_name(path.name + ".partial")
-        with _clear_disk_errors(path):
+        with clear_disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield partial
@@ -147,7 +156,7 @@ class RunDir:
 
     def rows(self) -> "RowStore":
         """Open the row store."""
-        with _clear_disk_errors(self._rows):
+        with clear_disk_errors(self._rows):
             self._rows.parent.mkdir(parents=True, exist_ok=True)
             return RowStore(self._rows)
 
@@ -172,7 +181,7 @@ class RowStore:
 
     def put(self, rows: Mapping[str, str]) -> None:
         """Add rows in one transaction: all of them are there afterwards, or none."""
-        with _clear_disk_errors(Path(ROWS)):
+        with clear_disk_errors(Path(ROWS)):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", rows.items())
@@ -190,7 +199,7 @@ class RowStore:
 
 def content_hash(*parts: Any) -> str:
     """SHA-256 of the canonical JSON of `parts` (sorted keys), hexadecimal."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    text = _CANONICAL.encode(parts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -230,10 +239,12 @@ def record_adapter(kind: type) -> TypeAdapter[Any]:
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
 
 
 @contextmanager
-def _clear_disk_errors(path: Path) -> Iterator[None]:
+def clear_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk and a missing permission into an ArtifactError that names `path` and the remedy."""
     try:
         yield
     except sqlite3.OperationalError as error:

@@ -4,20 +4,27 @@ Pure functions over stored records, so that every table can be drawn again from 
 the ones that take sealed targets.
 """
 
+import math
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semievol import metrics
 from semievol.errors import DataError
-from semievol.types import Comparison, Dropped, EvalResult, Prediction, PseudoLabel
+from semievol.types import Comparison, EvalResult, LabelSource, Prediction, PseudoLabel
 
 MODELS = ("base", "sft", "sft_matched", "semievol")
 """Order in which models stand in tables. sft is the warm-up model; sft_matched the control."""
+SOURCES = get_args(LabelSource)
+"""Where pseudo-labels come from (`PseudoLabel.source`)."""
+
+ReadIds = Callable[[NDArray[np.int64]], Mapping[int, str]]
+"""The ids of rows by their places, which come in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,88 +123,112 @@ def measure_calibration(model: str, predictions: Sequence[Prediction]) -> dict[s
     }
 
 
-def audit_pseudo_labels(
-    labels: Sequence[PseudoLabel], kept_ids: set[str], correct: Mapping[str, bool], *, round: int
-) -> dict[str, Any]:
-    """Quality of one round's pseudo-labels. `correct` holds the rows whose sealed target exists; precisions need it."""
-    rated = [x for x in labels if x.example_id in correct]
-    kept = [x for x in labels if x.example_id in kept_ids]
-    entry: dict[str, Any] = {
-        "round": round,
-        "n_labels": len(labels),
-        "n_kept": len(kept),
-        "coverage": len(kept) / len(labels) if labels else 0.0,
-        "mean_agreement": _mean([x.agreement for x in labels]),
-        "n_by_source": dict(sorted(Counter(x.source for x in labels).items())),
-        "n_with_gold": len(rated),
-        "precision": {},
-    }
-    for name, rows in {
-        "all": rated,
-        "kept": [x for x in rated if x.example_id in kept_ids],
-        "dropped": [x for x in rated if x.example_id not in kept_ids],
-        "consensus": [x for x in rated if x.source == "consensus"],
-        "justified": [x for x in rated if x.source == "justified"],
-        "cascade": [x for x in rated if x.source == "cascade"],
-    }.items():
-        if rows:
-            hits = np.array([correct[x.example_id] for x in rows], dtype=np.float64)
-            interval = metrics.accuracy_interval(hits, n_bootstrap=1000, seed=0)
-            entry["precision"][name] = {
-                "value": interval.value,
-                "ci_low": interval.ci_low,
-                "ci_high": interval.ci_high,
-                "n": len(rows),
-            }
-    return entry
+class RoundAudit:
+    """What is known of the pseudo-labels of one round: a few numbers each, in the order of U."""
 
+    def __init__(self) -> None:
+        self._agreement, self._mean_nll = array("d"), array("d")
+        self._source, self._is_kept = array("B"), array("B")
+        self._is_right = array("b")
+        """1 right, 0 wrong, -1 without a sealed target."""
 
-def precision_curve(
-    labels: Sequence[PseudoLabel], correct: Mapping[str, bool], *, n_points: int = 101
-) -> list[dict[str, float]]:
-    """Precision of the surest share of labels by mean NLL, at up to `n_points` coverages; empty without targets."""
-    rated = sorted(
-        (x for x in labels if x.example_id in correct and x.mean_nll is not None),
-        key=lambda x: (x.mean_nll, x.example_id),
-    )
-    if not rated:
-        return []
-    hits = np.cumsum([correct[x.example_id] for x in rated])
-    places = sorted({max(1, round(f * len(rated))) for f in np.linspace(0.01, 1.0, n_points)})
-    return [
-        {
-            "coverage": i / len(rated),
-            "precision": float(hits[i - 1] / i),
-            "mean_nll": float(rated[i - 1].mean_nll or 0.0),
+    def add(self, label: PseudoLabel, *, is_kept: bool, is_right: bool | None) -> None:
+        """Note one label; `is_right` None: it has no sealed target."""
+        self._agreement.append(label.agreement)
+        self._mean_nll.append(math.nan if label.mean_nll is None else label.mean_nll)
+        self._source.append(SOURCES.index(label.source))
+        self._is_kept.append(is_kept)
+        self._is_right.append(-1 if is_right is None else is_right)
+
+    def summarize(self, round: int) -> dict[str, Any]:
+        """Quality of the round's pseudo-labels; precisions are over those with a sealed target."""
+        source, is_kept = np.asarray(self._source), np.asarray(self._is_kept, dtype=bool)
+        is_right = np.asarray(self._is_right)
+        rated, n_labels, n_kept = is_right >= 0, len(source), int(is_kept.sum())
+        names, counts = np.unique(source, return_counts=True)
+        entry: dict[str, Any] = {
+            "round": round,
+            "n_labels": n_labels,
+            "n_kept": n_kept,
+            "coverage": n_kept / n_labels if n_labels else 0.0,
+            "mean_agreement": float(np.mean(self._agreement)) if n_labels else None,
+            "n_by_source": dict(sorted((SOURCES[i], int(n)) for i, n in zip(names, counts, strict=True))),
+            "n_with_gold": int(rated.sum()),
+            "precision": {},
         }
-        for i in places
-    ]
+        for name, rows in {
+            "all": rated,
+            "kept": rated & is_kept,
+            "dropped": rated & ~is_kept,
+            "consensus": rated & (source == SOURCES.index("consensus")),
+            "justified": rated & (source == SOURCES.index("justified")),
+            "cascade": rated & (source == SOURCES.index("cascade")),
+        }.items():
+            if rows.any():
+                interval = metrics.accuracy_interval(is_right[rows].astype(np.float64), n_bootstrap=1000, seed=0)
+                entry["precision"][name] = {
+                    "value": interval.value,
+                    "ci_low": interval.ci_low,
+                    "ci_high": interval.ci_high,
+                    "n": int(rows.sum()),
+                }
+        return entry
+
+    def precision_curve(self, read_ids: ReadIds, *, n_points: int = 101) -> list[dict[str, float]]:
+        """Precision of the surest share of labels by mean NLL, ties by id, at up to `n_points` coverages.
+
+        Empty without targets. `read_ids` gives the ids of labels at some places; only those of ties are asked for.
+        """
+        mean_nll, is_right = np.asarray(self._mean_nll), np.asarray(self._is_right)
+        rated = np.flatnonzero((is_right >= 0) & ~np.isnan(mean_nll))
+        if not len(rated):
+            return []
+        rated = rated[np.argsort(mean_nll[rated], kind="stable")]
+        values, hits = mean_nll[rated], np.cumsum(is_right[rated], dtype=np.int64)
+        places = sorted({max(1, round(f * len(rated))) for f in np.linspace(0.01, 1.0, n_points)})
+        # A place inside a run of equal values cuts it by id: put the rows of such runs in the order of their ids.
+        lows = np.searchsorted(values, values[np.array(places) - 1], "left")
+        highs = np.searchsorted(values, values[np.array(places) - 1], "right")
+        cut = {(int(low), int(high)) for low, high, i in zip(lows, highs, places, strict=True) if i < high}
+        names = read_ids(np.sort(np.concatenate([rated[low:high] for low, high in cut]))) if cut else {}
+        for low, high in cut:
+            ordered = sorted(rated[low:high].tolist(), key=names.__getitem__)
+            hits[low:high] = np.cumsum(is_right[ordered], dtype=np.int64) + (hits[low - 1] if low else 0)
+        return [
+            {
+                "coverage": i / len(rated),
+                "precision": float(hits[i - 1] / i),
+                "mean_nll": float(values[i - 1]) or 0.0,
+            }
+            for i in places
+        ]
 
 
-def row_fates(unlabeled_ids: Iterable[str], kept: Mapping[str, int], dropped: Iterable[Dropped]) -> list[Fate]:
-    """The end of every unlabelled row: kept (with its round), or the last reason for which it was not.
+class Fates:
+    """The end of every unlabelled row, in order: kept, or the last reason for which it was not. 2 bytes a row."""
 
-    Raises:
-        DataError: If a row has no end, which would be a fault of this program.
-    """
-    last: dict[str, Dropped] = {}
-    for drop in dropped:
-        if drop.example_id not in last or drop.round >= last[drop.example_id].round:
-            last[drop.example_id] = drop
-    fates, lost = [], []
-    for row_id in unlabeled_ids:
-        if row_id in kept:
-            fates.append(Fate(row_id, "unlabeled", "kept", "selected as a pseudo-label", kept[row_id]))
-        elif row_id in last:
-            drop = last[row_id]
-            fates.append(Fate(row_id, "unlabeled", drop.stage, drop.reason, drop.round))
-        else:
-            lost.append(row_id)
-    if lost:
-        raise DataError(
-            f"evaluate: {len(lost)} unlabelled rows were lost on the way, {lost[0]} first; please report this"
-        )
-    return fates
+    def __init__(self) -> None:
+        self._codes = array("H")
+        self._ends: dict[tuple[str, str, int], int] = {}
+
+    def add(self, fate: str, reason: str, round: int) -> None:
+        """Note the end of the next row."""
+        self._codes.append(self._ends.setdefault((fate, reason, round), len(self._ends)))
+
+    def count(self) -> list[dict[str, Any]]:
+        """Rows by fate and reason."""
+        counts: Counter[tuple[str, str]] = Counter()
+        n_by_code = np.bincount(np.asarray(self._codes), minlength=len(self._ends)).tolist()
+        for (fate, reason, _), n in zip(self._ends, n_by_code, strict=True):
+            counts[fate, reason] += n
+        return [{"fate": fate, "reason": reason, "n": n} for (fate, reason), n in sorted(counts.items())]
+
+    def of(self, row_ids: Iterable[str]) -> Iterator[Fate]:
+        """The records, given the ids in the order in which the rows were noted."""
+        ends = list(self._ends)
+        for row_id, code in zip(row_ids, self._codes, strict=True):
+            fate, reason, round = ends[code]
+            yield Fate(row_id, "unlabeled", fate, reason, round)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -304,6 +304,8 @@ def _read_options(values: Mapping[str, Any], columns: Columns) -> tuple[tuple[st
     n_nan = sum(option != option for option in parsed)  # NaN alone differs from itself
     options = ["None" if option != option else _read_text(option, column) for option in parsed]
     names = option_names if len(option_names) == len(options) else ()
+    for name in names:
+        _check_encodable(name, column)
     return _check_options(column, raw, options), names, n_nan
 
 

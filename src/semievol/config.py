@@ -578,6 +578,14 @@ class RetrieveConfig(Section):
     k: int = Field(3, ge=0)
     """Nearest labelled rows kept for a row; a configuration may use fewer (paper: 3; released: retrieval switched
     off)."""
+    index: Literal["exact", "faiss"] = "exact"
+    """exact: every row is compared with every labelled one; faiss: an index of the extra [faiss], for hundreds of
+    thousands of labelled rows (or rows kept in earlier rounds). Not for `embedder.type: bm25`."""
+    faiss_factory: str = "HNSW32"
+    """What `faiss.index_factory` makes: Flat (exact), HNSW32, IVF1024,Flat, ..."""
+    faiss_parameters: str | None = None
+    """For `faiss.ParameterSpace`, such as `efSearch=256`: higher finds more of the nearest rows and takes longer.
+    None: efSearch=128 for HNSW, nprobe=32 for IVF."""
 
 
 class ConfigurationConfig(Section):
@@ -805,6 +813,11 @@ class RunConfig(Section):
         if self.evolve.kept_by != "select" and self.rounds > 1:
             raise ValueError(f"evolve.kept_by: {self.evolve.kept_by} works on one round; set rounds: 1")
         self._check_hosted_training()
+        if self.retrieve.index == "faiss" and self.embedder.type == "bm25":
+            raise ValueError(
+                "retrieve.index: faiss compares embeddings, but embedder.type is bm25, which compares words; "
+                "choose another embedder, or retrieve.index: exact"
+            )
         ranked_unjustified = self.select.apply_to == "all" and self.justify.when != "always"
         if self.select.prompt == "justify" and (self.justify.when == "never" or ranked_unjustified):
             raise ValueError(

@@ -1,15 +1,25 @@
-"""Reads the files of a run to drafts, rows whose targets are still raw, and keeps the list of the bad ones."""
+"""Reads the files of a run to drafts, rows whose targets are still raw, and keeps the list of the bad ones.
+
+Drafts wait on disk. In memory stand eight bytes for the content of each and as many for its id, from which `RowIds`
+finds the few rows that share one.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from semievol.columns import Columns, FieldError, Fields, read_fields, read_target, resolve_columns
 from semievol.config import RunConfig
 from semievol.errors import ConfigError, DataError
+from semievol.spool import Spool
 from semievol.tables import BadRow, RawRow, read_table
 from semievol.types import SplitName
 
@@ -18,6 +28,7 @@ MAX_SHOWN = 20
 
 _VALUE_WIDTH = 60
 _PEEKED_ROWS = 1000
+_NO_ID = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +46,39 @@ class Rejected:
     """None: of the one file, before it was split."""
 
 
-class Draft(NamedTuple):
-    """A row that was read and whose target is still raw."""
+class Place(NamedTuple):
+    """Where a row stands."""
 
     file: str
     line: int
     split: SplitName | None
-    fields: Fields
     target_field: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}"
+
+
+class Draft(NamedTuple):
+    """A row that was read and whose target is still raw."""
+
+    place: Place
+    fields: Fields
+
+
+class Drafts(NamedTuple):
+    """The rows that were read, in their order."""
+
+    rows: Spool[Draft]
+    contents: "array[int]"
+    """Of each row the 48-bit hash of what it says, which names rows without an id."""
+    ids: "array[int]"
+    """Of each row a 64-bit hash of its id; 0 where it has none."""
+
+    def append(self, draft: Draft) -> None:
+        """Add a row."""
+        self.rows.append(draft)
+        self.contents.append(int(_hash_content(draft.fields), 16))
+        self.ids.append(_NO_ID if draft.fields.id is None else _hash_id(draft.fields.id))
 
 
 @dataclass(slots=True)
@@ -50,33 +86,35 @@ class Log:
     """What is collected while rows are read and checked."""
 
     config: RunConfig
+    folder: Path | None = None
+    """Where rows wait on disk; None: where the system keeps temporary files."""
     notes: list[str] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     n_read: int = 0
 
-    def reject(self, draft: Draft, name: str, value: object, reason: str, remedy: str) -> None:
+    def reject(self, place: Place, name: str, value: object, reason: str, remedy: str) -> None:
         """Add a row that was read, with the field that is at fault."""
-        shown = shorten(value)
-        self.rejected.append(Rejected(draft.file, draft.line, name, shown, reason, remedy, draft.split))
+        self.rejected.append(Rejected(place.file, place.line, name, shorten(value), reason, remedy, place.split))
 
 
-def read_sources(log: Log) -> list[Draft]:
+def read_sources(log: Log) -> Drafts:
     """Read all files of the config: labeled, unlabeled, test. Bad rows go to the log."""
     data = log.config.data
+    drafts = Drafts(Spool(Draft, folder=log.folder), array("Q"), array("Q"))
     if data.path is not None:
-        drafts, _ = _read_source(data.path, None, None, log)
+        _read_source(data.path, None, None, drafts, log)
         return drafts
-    drafts, columns = _read_source(data.labeled or "", "labeled", None, log)
+    columns = _read_source(data.labeled or "", "labeled", None, drafts, log)
     for split, source in (("unlabeled", data.unlabeled), ("test", data.test)):
         if source is not None:
-            drafts += _read_source(source, split, columns, log)[0]  # type: ignore[arg-type]
+            _read_source(source, split, columns, drafts, log)  # type: ignore[arg-type]
     return drafts
 
 
 def _read_source(
-    source: str, split: SplitName | None, model: Columns | None, log: Log
-) -> tuple[list[Draft], Columns | None]:
-    """Read one file. The columns are those of its first rows together: JSON rows may leave fields out."""
+    source: str, split: SplitName | None, model: Columns | None, drafts: Drafts, log: Log
+) -> Columns | None:
+    """Read one file to `drafts`. The columns are those of its first rows together: JSON rows may leave fields out."""
     task_type = log.config.task.type
     stream = read_table(source, hub_split=log.config.data.hub_split)
     first = list(islice(stream, _PEEKED_ROWS))
@@ -87,8 +125,7 @@ def _read_source(
         columns, notes = resolve_columns(names, configured, file=source, task_type=task_type, model=model)
         log.notes += notes
         _check_target_column(columns, names, source, split)
-    drafts: list[Draft] = []
-    shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+    n_nan = 0
     for row in chain(first, stream):
         log.n_read += 1
         if isinstance(row, BadRow) or columns is None:
@@ -101,19 +138,18 @@ def _read_source(
             except FieldError as error:
                 fault = BadRow(row.line, error.field, shorten(error.value), error.reason, error.remedy)
             else:
-                fields = fields._replace(choices=shared.setdefault(fields.choices, fields.choices))
+                n_nan += fields.n_nan_options
                 target_field = columns.target or columns.messages or "target"
-                drafts.append(Draft(source, row.line, split, fields, target_field))
+                drafts.append(Draft(Place(source, row.line, split, target_field), fields))
                 continue
         log.rejected.append(
             Rejected(source, fault.line, fault.field, shorten(fault.value), fault.reason, fault.remedy, split)
         )
-    n_nan = sum(draft.fields.n_nan_options for draft in drafts)
     if n_nan:
         log.notes.append(
             f"{source}: {n_nan} options that are NaN (a 'None' that pandas lost) are read as the text None"
         )
-    return drafts, columns
+    return columns
 
 
 def _read_draft_fields(row: RawRow, columns: Columns, split: SplitName | None, log: Log) -> Fields:
@@ -144,45 +180,94 @@ def shorten(value: object) -> str:
     return text if len(text) <= _VALUE_WIDTH else text[: _VALUE_WIDTH - 3] + "..."
 
 
-def assign_ids(drafts: Sequence[Draft], log: Log) -> list[str | None]:
-    """An id for every draft, unique over all files; None for a draft that was rejected for its id.
+class RowIds:
+    """The id of every draft, unique over all files.
 
     Rows without an id get a hash of their content. Ids of a column that was found by its name, not configured, give way
-    to hashes altogether if two different rows share one: then it was no id.
+    to hashes altogether if two different rows share one: then it was no id. Of rows with equal names all but the first
+    are numbered: `name-2`, `name-3`.
     """
-    contents = [_hash_content(draft.fields) for draft in drafts]
-    configured = bool(log.config.data.columns.id)
-    owners: dict[str, int] = {}
-    clashes: dict[int, int] = {}
-    for i, draft in enumerate(drafts):
-        if draft.fields.id is not None:
-            first = owners.setdefault(draft.fields.id, i)
-            if contents[first] != contents[i]:
-                clashes[i] = first
-    if clashes and not configured:
-        i, first = next(iter(clashes.items()))
-        log.notes.append(
-            f"{place(drafts[i])} and {place(drafts[first])} share the id {drafts[i].fields.id!r} but differ: the id "
-            "column was left out and ids are hashes of the rows"
-        )
-    own = configured or not clashes
-    used: set[str] = set()
-    ids: list[str | None] = []
-    for i, draft in enumerate(drafts):
-        if configured and i in clashes:
-            reason = f"{place(drafts[clashes[i]])} has the same id"
-            remedy = "make ids unique over all files, or set data.columns.id to ''"
-            log.reject(draft, log.config.data.columns.id or "id", draft.fields.id, reason, remedy)
-            ids.append(None)
-            continue
-        base = (draft.fields.id if own else None) or contents[i]
-        name, n = base, 1
-        while name in used:
-            n += 1
-            name = f"{base}-{n}"
-        used.add(name)
-        ids.append(name)
-    return ids
+
+    def __init__(self, drafts: Drafts, log: Log) -> None:
+        """Look for ids that stand twice. A clash of found ids is noted."""
+        self._drafts = drafts
+        self._is_configured = bool(log.config.data.columns.id)
+        clashes = dict(self._clashes())
+        if clashes and not self._is_configured:
+            i = min(clashes)
+            clashing, first = drafts.rows[i], drafts.rows[clashes[i]]
+            log.notes.append(
+                f"{clashing.place} and {first.place} share the id {clashing.fields.id!r} but differ: the id "
+                "column was left out and ids are hashes of the rows"
+            )
+        self._own = self._is_configured or not clashes
+        self._clash_of = clashes if self._is_configured else {}
+
+    def _clashes(self) -> Iterator[tuple[int, int]]:
+        """Rows whose id an earlier row has that says something else, each with the first row of that id."""
+        rows, contents = self._drafts.rows, self._drafts.contents
+        for group in _Repeats(np.asarray(self._drafts.ids)).groups():
+            owners: dict[str | None, int] = {}
+            for i in group:
+                first = owners.setdefault(rows[i].fields.id, i)
+                if self._drafts.ids[i] != _NO_ID and contents[first] != contents[i]:
+                    yield i, first
+
+    def assign(self, log: Log) -> Iterator[str | None]:
+        """The ids in the order of the rows; None for a row that is rejected for its id."""
+        drafts, repeats = self._drafts, _Repeats(self._names())
+        numbers: dict[str, int] = {}
+        numbered: set[str] = set()
+        for i, draft in enumerate(drafts.rows):
+            if i in self._clash_of:
+                reason = f"{drafts.rows[self._clash_of[i]].place} has the same id"
+                remedy = "make ids unique over all files, or set data.columns.id to ''"
+                log.reject(draft.place, log.config.data.columns.id or "id", draft.fields.id, reason, remedy)
+                yield None
+                continue
+            base = (draft.fields.id if self._own else None) or f"{drafts.contents[i]:012x}"
+            if not repeats.is_repeat[i] and base not in numbered:
+                yield base
+                continue
+            n = numbers.get(base, 1) + 1
+            while f"{base}-{n}" in numbered or repeats.first(_hash_id(f"{base}-{n}"), default=i) < i:
+                n += 1
+            numbers[base] = n
+            numbered.add(f"{base}-{n}")
+            yield f"{base}-{n}"
+
+    def _names(self) -> NDArray[np.uint64]:
+        """Hash of the name of each row, before any are numbered."""
+        names = np.array(self._drafts.ids, dtype=np.uint64)
+        if not self._own:
+            names[:] = _NO_ID
+        for i in np.flatnonzero(names == _NO_ID):
+            names[i] = _hash_id(f"{self._drafts.contents[i]:012x}")
+        return names
+
+
+class _Repeats:
+    """Which of many hashes stand more than once."""
+
+    def __init__(self, hashes: NDArray[np.uint64]) -> None:
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
+        self._again = np.flatnonzero((self._sorted[1:] == self._sorted[:-1]) & (self._sorted[1:] != _NO_ID)) + 1
+        self.is_repeat = np.zeros(len(hashes), dtype=bool)
+        """Whether an earlier row has the same hash."""
+        self.is_repeat[self._order[self._again]] = True
+
+    def groups(self) -> Iterator[list[int]]:
+        """Positions of each hash that stands more than once, in order."""
+        for run in np.split(self._again, np.flatnonzero(np.diff(self._again) > 1) + 1):
+            for value in np.unique(self._sorted[run]):
+                low, high = np.searchsorted(self._sorted, value, "left"), np.searchsorted(self._sorted, value, "right")
+                yield [int(i) for i in self._order[low:high]]
+
+    def first(self, value: int, *, default: int) -> int:
+        """The first position of a hash; `default` where it is not there."""
+        at = int(np.searchsorted(self._sorted, np.uint64(value), "left"))
+        return int(self._order[at]) if at < len(self._sorted) and int(self._sorted[at]) == value else default
 
 
 def _hash_content(fields: Fields) -> str:
@@ -191,9 +276,9 @@ def _hash_content(fields: Fields) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def place(draft: Draft) -> str:
-    """Where the row stands, for messages."""
-    return f"{draft.file}, line {draft.line}"
+def _hash_id(name: str) -> int:
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
 
 
 def check_bad_fraction(log: Log) -> None:

@@ -13,10 +13,12 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import NamedTuple
+
+import numpy as np
 
 from semievol.types import Example, SplitName, choice_letter
 
@@ -58,8 +60,8 @@ def find_duplicates(
     similarity: float,
     shared_choices: bool,
     drop: bool,
-) -> list[Duplicate]:
-    """Find the labelled and unlabelled rows that repeat another row, each with the one it repeats.
+) -> Iterator[Duplicate]:
+    """Find the labelled and unlabelled rows that repeat another row, each with the one it repeats, in their order.
 
     The unlabelled side loses to test and to labelled, labelled loses to test, and test rows never lose. Across splits
     exact and near duplicates count; within labelled and within unlabelled exact ones do, and the first row is kept.
@@ -77,7 +79,6 @@ def find_duplicates(
     index.number_tokens(chain(test, labeled))
     for row in test:
         index.add(index.view(row), "test")
-    found: list[Duplicate] = []
     kept: list[_View] = []
     for row in labeled:
         view = index.view(row)
@@ -86,46 +87,77 @@ def find_duplicates(
             index.add_exact(view, "labeled")
             kept.append(view)
         else:
-            found.append(Duplicate(row.id, "labeled", match.id, match.split, match.similarity, drop))
+            yield Duplicate(row.id, "labeled", match.id, match.split, match.similarity, drop)
     for view in kept:  # only now: near duplicates among labelled rows are no fault
         index.add_near(view, "labeled")
-    for row in unlabeled:
+    yield from _find_unlabeled(index, unlabeled, drop=drop)
+
+
+def _find_unlabeled(index: "_Index", unlabeled: Sequence[Example], *, drop: bool) -> Iterator[Duplicate]:
+    """Two passes, so that no row but those of `index` is held: 16 bytes a row say which repeat an earlier one.
+
+    Equal rows are near duplicates of the same others. So the first of them decides whether all repeat a row of `index`,
+    or whether it stays and the others repeat it.
+    """
+    keys = np.zeros((len(unlabeled), 2), dtype=np.uint64)
+    matches: dict[int, _Match] = {}
+    for i, row in enumerate(unlabeled):
         view = index.view(row)
         match = index.find(view)
-        if match is None:
-            index.add_exact(view, "unlabeled")
-        else:
-            found.append(Duplicate(row.id, "unlabeled", match.id, match.split, match.similarity, drop))
-    return found
+        if match is not None:
+            matches[i] = match
+        keys[i] = np.frombuffer(view.key, dtype=np.uint64)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: the first of equal rows comes first
+    ordered = keys[order]
+    del keys
+    is_repeat = (
+        np.concatenate([[False], (ordered[1:] == ordered[:-1]).all(axis=1)]) if len(order) else np.zeros(0, bool)
+    )
+    del ordered
+    start = np.maximum.accumulate(np.where(is_repeat, 0, np.arange(len(order))))
+    repeated = np.flatnonzero(is_repeat)
+    positions, firsts = order[repeated], order[start[repeated]]
+    by_position = np.argsort(positions)
+    first_of = zip(positions[by_position].tolist(), firsts[by_position].tolist(), strict=True)
+    del order, start
+    place, first = next(first_of, (-1, -1))
+    for i in range(len(unlabeled)) if matches or place >= 0 else ():
+        match = matches.get(i)
+        if match is not None:
+            yield Duplicate(unlabeled[i].id, "unlabeled", match.id, match.split, match.similarity, drop)
+        elif i == place:
+            yield Duplicate(unlabeled[i].id, "unlabeled", unlabeled[first].id, "unlabeled", 1.0, drop)
+        if i == place:
+            place, first = next(first_of, (-1, -1))
 
 
 def find_duplicates_within(
     rows: Sequence[Example], *, similarity: float, shared_choices: bool, drop: bool
-) -> list[Duplicate]:
-    """Find the rows of a file, before it is split, that repeat an earlier one, exactly or nearly.
+) -> Iterator[Duplicate]:
+    """Find the rows of a file, before it is split, that repeat an earlier one, exactly or nearly; in their order.
 
     Put rows that should win first.
     """
     index = _Index(similarity, shared_choices=shared_choices)
     index.number_tokens(rows)
-    found = []
     for row in rows:
         view = index.view(row)
         match = index.find(view)
         if match is None:
             index.add(view, None)
         else:
-            found.append(Duplicate(row.id, None, match.id, None, match.similarity, drop))
-    return found
+            yield Duplicate(row.id, None, match.id, None, match.similarity, drop)
 
 
 def find_conflicts(duplicates: Iterable[Duplicate], rows: Iterable[Example]) -> list[Duplicate]:
     """The exact duplicates among `rows` whose target means something else than the one of the row they repeat."""
-    by_id = {row.id: row for row in rows}
+    exact = [duplicate for duplicate in duplicates if duplicate.similarity == 1 and duplicate.split != "unlabeled"]
+    named = {name for duplicate in exact for name in (duplicate.id, duplicate.of_id)}
+    by_id = {row.id: row for row in rows if row.id in named} if named else {}
     conflicts = []
-    for duplicate in duplicates:
+    for duplicate in exact:
         row, other = by_id.get(duplicate.id), by_id.get(duplicate.of_id)
-        if row is None or other is None or duplicate.similarity < 1 or row.target is None or other.target is None:
+        if row is None or other is None or row.target is None or other.target is None:
             continue
         if _target_text(row) != _target_text(other):
             conflicts.append(duplicate)

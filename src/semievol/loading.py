@@ -6,18 +6,24 @@ Whatever an unlabelled row says beside question, context, options, group and id 
 one, goes to `gold` and nowhere else, and has no say in labels, ids, draws or duplicates.
 """
 
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from semievol.answers import normalize_target
 from semievol.columns import Fields
 from semievol.config import RunConfig
-from semievol.drafts import Draft, Log, Rejected, assign_ids, check_bad_fraction, read_sources
+from semievol.drafts import Drafts, Log, Place, Rejected, RowIds, check_bad_fraction, read_sources
 from semievol.duplicates import Duplicate, find_conflicts, find_duplicates, find_duplicates_within
 from semievol.errors import DataError
 from semievol.splitting import assign_parts, draw_rows, make_generator, split_counts
+from semievol.spool import Positions, Spool, View
 from semievol.types import Example, Gold, SplitName, TaskFacts, choice_letter
 
 SPLITS: tuple[SplitName, SplitName, SplitName] = ("labeled", "unlabeled", "test")
@@ -41,16 +47,16 @@ class RowCounts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LoadedData:
-    """Everything that loading found out."""
+    """Everything that loading found out. Rows lie on disk and are read when they are asked for."""
 
-    labeled: tuple[Example, ...]
-    unlabeled: tuple[Example, ...]
+    labeled: Sequence[Example]
+    unlabeled: Sequence[Example]
     """Every target is None."""
-    test: tuple[Example, ...]
-    gold: tuple[Gold, ...]
+    test: Sequence[Example]
+    gold: Sequence[Gold]
     """Targets that unlabelled rows carried, in the order of `unlabeled`; for the sealed file only."""
     rejected: tuple[Rejected, ...]
-    duplicates: tuple[Duplicate, ...]
+    duplicates: Sequence[Duplicate]
     facts: TaskFacts
     notes: tuple[str, ...]
     target_counts: Mapping[SplitName, Mapping[str, int]]
@@ -61,117 +67,155 @@ class LoadedData:
 class _Row(NamedTuple):
     """A row with its target apart from it, so that the target of an unlabelled row is not used by accident."""
 
-    draft: Draft
+    place: Place
     example: Example
     target: str | None
 
     def labeled(self) -> Example:
         return replace(self.example, target=self.target)
 
+    def unlabeled(self) -> Example:
+        return self.example
+
+    def gold(self) -> Gold:
+        return Gold(self.example.id, self.target or "")
+
+
+class _Rows(NamedTuple):
+    """The rows that are good so far. All functions below take and give positions in `read`, in their order."""
+
+    read: Spool[_Row]
+    split_codes: "array[int]"
+    """Of each row of `read` the place of its split in SPLITS, -1 before the cut of one file."""
+
+    def at(self, positions: Positions) -> Iterator[_Row]:
+        return (self.read[int(i)] for i in positions)
+
+    def by_split(self, positions: Positions) -> dict[SplitName, Positions]:
+        codes = np.asarray(self.split_codes)[positions]
+        return {name: positions[codes == code] for code, name in enumerate(SPLITS)}
+
+    def labeled(self, positions: Positions) -> Sequence[Example]:
+        return View(self.read, positions, _Row.labeled)
+
+    def unlabeled(self, positions: Positions) -> Sequence[Example]:
+        return View(self.read, positions, _Row.unlabeled)
+
 
 def load_examples(
-    config: RunConfig, *, count_prompt: CountPrompt | None = None, max_prompt_tokens: int | None = None
+    config: RunConfig,
+    *,
+    count_prompt: CountPrompt | None = None,
+    max_prompt_tokens: int | None = None,
+    folder: Path | None = None,
 ) -> LoadedData:
     """Read, check, deduplicate and cut the rows of `config.data`; the same config and files give the same result.
 
-    An empty `test` is allowed. With several bad rows the error lists them together.
+    An empty `test` is allowed. With several bad rows the error lists them together. Memory holds about a hundred bytes
+    of an unlabelled row, and the tokens of the rows that others may nearly repeat: labelled and test rows, and all rows
+    of one file that is to be cut (`data.near_duplicate_similarity: 1` leaves them out).
 
     Args:
         config: Of the run; `data`, `task` and, without `data.seed`, `seed` count.
         count_prompt: Counts the tokens of a row's prompt; None: lengths are not checked.
         max_prompt_tokens: Longer prompts make a row bad.
+        folder: Where rows wait on disk, in files without a name; None: where the system keeps temporary files.
 
     Raises:
         ConfigError: If a column is not there or cannot be found, or split fractions sum to more than 1.
         DataError: If a file cannot be read, more than `data.max_bad_fraction` of the rows are bad, or no labelled or no
             unlabelled row is left.
     """
-    log = Log(config)
+    log = Log(config, folder)
     drafts = read_sources(log)
-    ids = assign_ids(drafts, log)
+    ids = RowIds(drafts, log)
     facts = _find_facts(drafts, config)
     rows = _read_targets(drafts, ids, facts, log)
-    rows = _draw_max_rows(rows, config)
+    del drafts, ids
+    left = _draw_max_rows(rows, np.arange(len(rows.read)), config)
     if count_prompt is not None and max_prompt_tokens is not None:
-        rows = _check_lengths(rows, facts, count_prompt, max_prompt_tokens, log)
+        left = _check_lengths(rows, left, facts, count_prompt, max_prompt_tokens, log)
     check_bad_fraction(log)
-    rows, duplicates = _drop_duplicates(rows, facts, log)
-    n_duplicates = sum(duplicate.dropped for duplicate in duplicates)
-    splits = _cut(rows, config) if config.data.path is not None else _by_split(rows)
-    facts, splits = _settle_labels(facts, splits, log)
-    splits = _draw_splits(splits, config)
+    left, duplicates = _drop_duplicates(rows, left, facts, log)
+    n_duplicates = len(duplicates) if config.data.duplicates == "drop" else 0
+    splits = _cut(rows, left, config) if config.data.path is not None else rows.by_split(left)
+    facts, splits, unread = _settle_labels(facts, rows, splits, log)
+    splits = _draw_splits(rows, splits, config)
     _check_left(splits, n_duplicates, log)
-    counts = _count_rows(splits, log, n_duplicates)
     return LoadedData(
-        labeled=tuple(row.labeled() for row in splits["labeled"]),
-        unlabeled=tuple(row.example for row in splits["unlabeled"]),
-        test=tuple(row.labeled() for row in splits["test"]),
-        gold=tuple(Gold(row.example.id, row.target) for row in splits["unlabeled"] if row.target is not None),
+        labeled=rows.labeled(splits["labeled"]),
+        unlabeled=rows.unlabeled(splits["unlabeled"]),
+        test=rows.labeled(splits["test"]),
+        gold=View(rows.read, _with_gold(rows, splits["unlabeled"], unread), _Row.gold),
         rejected=tuple(log.rejected),
-        duplicates=tuple(duplicates),
+        duplicates=duplicates,
         facts=facts,
         notes=tuple(log.notes),
-        target_counts={name: _count_targets(splits[name], config) for name in ("labeled", "test")},
-        counts=counts,
+        target_counts={name: _count_targets(rows, splits[name], config) for name in ("labeled", "test")},
+        counts=_count_rows(splits, log, n_duplicates),
     )
 
 
-def _find_facts(drafts: Iterable[Draft], config: RunConfig) -> TaskFacts:
+def _find_facts(drafts: Drafts, config: RunConfig) -> TaskFacts:
     """Labels of the labelled file (of one file: of all, settled after the split), and options that all rows share."""
     if config.task.type == "label":
         if config.task.labels is not None:
             return TaskFacts(labels=config.task.labels)
         spellings = Counter(
             " ".join(draft.fields.target.split())
-            for draft in drafts
-            if draft.split in ("labeled", None) and draft.fields.target is not None
+            for draft in drafts.rows
+            if draft.place.split in ("labeled", None) and draft.fields.target is not None
         )
         chosen: dict[str, str] = {}
         for label in sorted(spellings, key=lambda label: (-spellings[label], label)):
             chosen.setdefault(label.casefold(), label)
         return TaskFacts(labels=tuple(sorted(chosen.values())))
-    if config.task.type == "choice":
-        choices = {draft.fields.choices for draft in drafts}
-        return TaskFacts(shared_choices=choices.pop() if len(choices) == 1 else ())
+    if config.task.type == "choice" and len(drafts.rows):
+        choices = drafts.rows[0].fields.choices
+        is_shared = all(draft.fields.choices == choices for draft in drafts.rows)
+        return TaskFacts(shared_choices=choices if is_shared else ())
     return TaskFacts()
 
 
-def _read_targets(drafts: Sequence[Draft], ids: Sequence[str | None], facts: TaskFacts, log: Log) -> list[_Row]:
+def _read_targets(drafts: Drafts, ids: RowIds, facts: TaskFacts, log: Log) -> _Rows:
     """Bring targets to their normal form. A target that does not fit makes a row bad, but not an unlabelled one."""
     from_zero = _files_that_count_from_zero(drafts, log)
-    rows: list[_Row] = []
+    rows = _Rows(Spool(_Row, folder=log.folder), array("b"))
     repairs: Counter[tuple[str, str]] = Counter()
     samples: dict[tuple[str, str], str] = {}
     no_gold: Counter[str] = Counter()
-    for draft, row_id in zip(drafts, ids, strict=True):
+    bad = Log(log.config)  # bad ids are listed before bad targets
+    for draft, row_id in zip(drafts.rows, ids.assign(log), strict=True):
         if row_id is None:
             continue
-        fields = draft.fields
+        fields, place = draft.fields, draft.place
         example = Example(
             row_id, fields.question, fields.context, fields.choices, group=fields.group, history=fields.history
         )
         target: str | None = None
         if fields.target is None:
-            if draft.split in ("labeled", "test"):
-                log.reject(draft, draft.target_field, None, "the target is missing", _FILL_IN)
+            if place.split in ("labeled", "test"):
+                bad.reject(place, place.target_field, None, "the target is missing", _FILL_IN)
                 continue
         else:
-            raw = _letter_of(fields, counts_from_zero=draft.file in from_zero)
+            raw = _letter_of(fields, counts_from_zero=place.file in from_zero)
             try:
                 found = normalize_target(raw, example, log.config.task, facts)
             except DataError as error:
-                if draft.split != "unlabeled":
+                if place.split != "unlabeled":
                     reason, remedy = _explain(error, row_id)
-                    log.reject(draft, draft.target_field, fields.target, reason, remedy)
+                    bad.reject(place, place.target_field, fields.target, reason, remedy)
                     continue
-                no_gold[draft.file] += 1
+                no_gold[place.file] += 1
             else:
                 target = found.value
                 if found.repaired:
                     kind = "digit answers read as letters" if raw.strip().isdigit() else "targets repaired"
-                    repairs[draft.file, kind] += 1
-                    samples.setdefault((draft.file, kind), found.repaired)
-        rows.append(_Row(draft, example, target))
+                    repairs[place.file, kind] += 1
+                    samples.setdefault((place.file, kind), found.repaired)
+        rows.read.append(_Row(place, example, target))
+        rows.split_codes.append(-1 if place.split is None else SPLITS.index(place.split))
+    log.rejected += bad.rejected
     log.notes += [f"{file}: {n} {kind} (first: {samples[file, kind]})" for (file, kind), n in repairs.items()]
     log.notes += [
         f"{file}: {n} rows carry an answer that cannot be read; they have no gold" for file, n in no_gold.items()
@@ -186,20 +230,20 @@ def _letter_of(fields: Fields, *, counts_from_zero: bool) -> str:
     return choice_letter(int(raw)) if counts_from_zero else raw
 
 
-def _files_that_count_from_zero(drafts: Iterable[Draft], log: Log) -> set[str]:
+def _files_that_count_from_zero(drafts: Drafts, log: Log) -> set[str]:
     """Files of a choice task all of whose answers are numbers from 0 to n - 1, one of them 0."""
     if log.config.task.type != "choice":
         return set()
     zero: set[str] = set()
     other: set[str] = set()
-    for draft in drafts:
+    for draft in drafts.rows:
         target = draft.fields.target
         if target is None or draft.fields.option_names:
             continue
         if not (target.isascii() and target.isdigit() and int(target) < len(draft.fields.choices)):
-            other.add(draft.file)
+            other.add(draft.place.file)
         elif int(target) == 0:
-            zero.add(draft.file)
+            zero.add(draft.place.file)
     log.notes += [f"{file}: answers are numbers that count from 0" for file in sorted(zero - other)]
     return zero - other
 
@@ -211,140 +255,161 @@ def _explain(error: DataError, row_id: str) -> tuple[str, str]:
     return (reason, remedy) if colon else (text, _TARGET_REMEDY)
 
 
-def _draw_max_rows(rows: list[_Row], config: RunConfig) -> list[_Row]:
+def _draw_max_rows(rows: _Rows, left: Positions, config: RunConfig) -> Positions:
     limit = config.data.max_rows
     if limit is None:
-        return rows
-    drawn: list[_Row] = []
-    for split in (None, *SPLITS):
-        mine = [row for row in rows if row.draft.split == split]
-        drawn += _draw(mine, limit, config, name=f"{split}:rows", stratified=split == "labeled")
-    return drawn
+        return left
+    codes = np.asarray(rows.split_codes)[left]
+    drawn = [
+        _draw(rows, left[codes == code], limit, config, name=f"{split}:rows", stratified=split == "labeled")
+        for code, split in ((-1, None), *enumerate(SPLITS))
+    ]
+    return np.concatenate(drawn)
 
 
-def _draw(rows: list[_Row], n: int, config: RunConfig, *, name: str, stratified: bool) -> list[_Row]:
+def _draw(rows: _Rows, left: Positions, n: int, config: RunConfig, *, name: str, stratified: bool) -> Positions:
     closed = config.task.type in ("choice", "label")
-    classes = [row.target if stratified and closed else None for row in rows]
-    return [rows[i] for i in draw_rows(classes, n, make_generator(config.data_seed, name))]
+    classes = [row.target for row in rows.at(left)] if stratified and closed else [None] * len(left)
+    drawn: Positions = left[draw_rows(classes, n, make_generator(config.data_seed, name))]
+    return drawn
 
 
 def _check_lengths(
-    rows: list[_Row], facts: TaskFacts, count_prompt: CountPrompt, max_prompt_tokens: int, log: Log
-) -> list[_Row]:
-    fitting = []
-    for row in rows:
+    rows: _Rows, left: Positions, facts: TaskFacts, count_prompt: CountPrompt, max_prompt_tokens: int, log: Log
+) -> Positions:
+    fits = np.ones(len(left), dtype=bool)
+    for i, row in enumerate(rows.at(left)):
         n = count_prompt(row.example, facts)
-        if n <= max_prompt_tokens:
-            fitting.append(row)
-            continue
-        reason = f"the prompt is longer than {max_prompt_tokens} tokens"
-        log.reject(row.draft, "question", f"{n} tokens", reason, "shorten the row, or raise model.max_length")
-    return fitting
+        if n > max_prompt_tokens:
+            fits[i] = False
+            reason = f"the prompt is longer than {max_prompt_tokens} tokens"
+            log.reject(row.place, "question", f"{n} tokens", reason, "shorten the row, or raise model.max_length")
+    return left[fits]
 
 
-def _drop_duplicates(rows: list[_Row], facts: TaskFacts, log: Log) -> tuple[list[_Row], list[Duplicate]]:
+def _drop_duplicates(rows: _Rows, left: Positions, facts: TaskFacts, log: Log) -> tuple[Positions, Sequence[Duplicate]]:
     data = log.config.data
     similarity, drop, shared = data.near_duplicate_similarity, data.duplicates == "drop", bool(facts.shared_choices)
     if data.path is not None:
-        first = sorted(rows, key=lambda row: row.target is None)  # of two copies the one with a target stays
-        examples = [row.labeled() for row in first]
-        found = find_duplicates_within(examples, similarity=similarity, shared_choices=shared, drop=drop)
-        conflicts = find_conflicts(found, examples)
+        has_none = _has_no_target(rows, left)
+        order = np.concatenate([left[~has_none], left[has_none]])  # of two copies the one with a target stays
+        examples = rows.labeled(order)
+        duplicates = find_duplicates_within(examples, similarity=similarity, shared_choices=shared, drop=drop)
     else:
-        splits = _by_split(rows)
-        labeled = [row.labeled() for row in splits["labeled"]]
-        test, unlabeled = ([row.example for row in splits[name]] for name in ("test", "unlabeled"))
-        found = find_duplicates(test, labeled, unlabeled, similarity=similarity, shared_choices=shared, drop=drop)
-        conflicts = find_conflicts(found, [*labeled, *(row.labeled() for row in splits["test"])])
+        splits = rows.by_split(left)
+        labeled = rows.labeled(splits["labeled"])
+        test, unlabeled = (rows.unlabeled(splits[name]) for name in ("test", "unlabeled"))
+        duplicates = find_duplicates(test, labeled, unlabeled, similarity=similarity, shared_choices=shared, drop=drop)
+        order = np.concatenate([splits["labeled"], splits["unlabeled"]])
+        examples = rows.labeled(np.concatenate([splits["labeled"], splits["test"]]))
+    found = Spool(Duplicate, folder=log.folder, records=duplicates)
+    conflicts = find_conflicts(found, examples)
     if conflicts:
         shown = ", ".join(f"{c.id} and {c.of_id}" for c in conflicts[:5])
         log.notes.append(f"{len(conflicts)} labelled rows repeat a row that has another target: {shown}")
-    if not drop:
-        return rows, found
-    dropped = {duplicate.id for duplicate in found}
-    return [row for row in rows if row.example.id not in dropped], found
+    return (left[~np.isin(left, _positions_of(found, rows, order))] if drop else left), found
 
 
-def _by_split(rows: Iterable[_Row]) -> dict[SplitName, list[_Row]]:
-    splits: dict[SplitName, list[_Row]] = {name: [] for name in SPLITS}
-    for row in rows:
-        if row.draft.split is not None:
-            splits[row.draft.split].append(row)
-    return splits
+def _positions_of(duplicates: Iterable[Duplicate], rows: _Rows, order: Positions) -> Positions:
+    """Where duplicates stand, which come in the order of the rows."""
+    found = array("q")
+    waiting = iter(duplicates)
+    wanted = next(waiting, None)
+    for position in order:
+        if wanted is None:
+            break
+        if rows.read[int(position)].example.id == wanted.id:
+            found.append(position)
+            wanted = next(waiting, None)
+    return np.asarray(found, dtype=np.int64)
 
 
-def _cut(rows: list[_Row], config: RunConfig) -> dict[SplitName, list[_Row]]:
+def _has_no_target(rows: _Rows, positions: Positions) -> NDArray[np.bool_]:
+    return np.fromiter((row.target is None for row in rows.at(positions)), dtype=bool, count=len(positions))
+
+
+def _with_gold(rows: _Rows, positions: Positions, unread: frozenset[str | None]) -> Positions:
+    has_gold = (row.target is not None and row.target not in unread for row in rows.at(positions))
+    found: Positions = positions[np.fromiter(has_gold, dtype=bool, count=len(positions))]
+    return found
+
+
+def _cut(rows: _Rows, left: Positions, config: RunConfig) -> dict[SplitName, Positions]:
     """Cut the rows of one file; those without a target are unlabelled."""
     generator = make_generator(config.data_seed, "split")
-    with_target = [i for i, row in enumerate(rows) if row.target is not None]
-    without = [i for i, row in enumerate(rows) if row.target is None]
+    has_none = _has_no_target(rows, left)
+    with_target, without = np.flatnonzero(~has_none), np.flatnonzero(has_none)
     counts = split_counts(config.data.split, n_with_target=len(with_target), n_without=len(without))
     closed = config.task.type in ("choice", "label")
-    parts = assign_parts(
-        [rows[i].target if closed else None for i in with_target],
-        [rows[i].example.group for i in with_target],
-        counts=counts,
-        generator=generator,
-        cover=0,
-    )
-    names: list[SplitName | None] = [None] * len(rows)
+    groups: list[str | None] = []
+    classes: list[str | None] = []
+    known: dict[str | None, str | None] = {}
+    for row in rows.at(left):
+        groups.append(known.setdefault(row.example.group, row.example.group))
+        if row.target is not None:
+            classes.append(known.setdefault(row.target, row.target) if closed else None)
+    parts = assign_parts(classes, [groups[i] for i in with_target], counts=counts, generator=generator, cover=0)
+    codes = np.full(len(left), -1, dtype=np.int8)
     for i, part in zip(with_target, parts, strict=True):
-        names[i] = None if part is None else SPLITS[part]
+        codes[i] = -1 if part is None else part
     if config.data.split.unlabeled > 1:
         n_free = int(config.data.split.unlabeled) - counts[1]
-        without = [without[i] for i in draw_rows([None] * len(without), n_free, generator)]
-    for i in without:
-        names[i] = "unlabeled"
-    _check_groups(rows, names)
-    return {name: [row for row, given in zip(rows, names, strict=True) if given == name] for name in SPLITS}
+        without = without[draw_rows([None] * len(without), n_free, generator)]
+    codes[without] = SPLITS.index("unlabeled")
+    _check_groups(groups, codes)
+    return {name: left[codes == code] for code, name in enumerate(SPLITS)}
 
 
-def _check_groups(rows: Sequence[_Row], names: list[SplitName | None]) -> None:
+def _check_groups(groups: Sequence[str | None], codes: NDArray[np.int8]) -> None:
     """Rows without a target follow no group, so they leave if theirs stands in test."""
-    tested = {row.example.group for row, name in zip(rows, names, strict=True) if name == "test"} - {None}
-    for i, row in enumerate(rows):
-        if names[i] == "unlabeled" and row.example.group in tested:
-            names[i] = None
+    tested = {group for group, code in zip(groups, codes, strict=True) if code == SPLITS.index("test")} - {None}
+    for i, group in enumerate(groups):
+        if codes[i] == SPLITS.index("unlabeled") and group in tested:
+            codes[i] = -1
 
 
 def _settle_labels(
-    facts: TaskFacts, splits: dict[SplitName, list[_Row]], log: Log
-) -> tuple[TaskFacts, dict[SplitName, list[_Row]]]:
-    """After the cut of one file, take the labels from its labelled part alone, as for separate files."""
+    facts: TaskFacts, rows: _Rows, splits: dict[SplitName, Positions], log: Log
+) -> tuple[TaskFacts, dict[SplitName, Positions], frozenset[str | None]]:
+    """After the cut of one file, take the labels from its labelled part alone, as for separate files.
+
+    Also returns the labels that no labelled row has: a target that is one of them is no gold.
+    """
     config = log.config
     if config.data.path is None or config.task.type != "label" or config.task.labels is not None:
-        return facts, splits
-    labels = {row.target for row in splits["labeled"]}
+        return facts, splits, frozenset()
+    labels = {row.target for row in rows.at(splits["labeled"])}
     settled = TaskFacts(labels=tuple(label for label in facts.labels if label in labels))
-    for row in splits["test"]:
+    is_known = np.ones(len(splits["test"]), dtype=bool)
+    for i, row in enumerate(rows.at(splits["test"])):
         if row.target not in labels:
+            is_known[i] = False
             reason = "no labelled row has this label"
             remedy = "list all labels in task.labels, or enlarge data.split.labeled"
-            log.reject(row.draft, row.draft.target_field, row.target, reason, remedy)
+            log.reject(row.place, row.place.target_field, row.target, reason, remedy)
     check_bad_fraction(log)
-    unknown = [row for row in splits["unlabeled"] if row.target is not None and row.target not in labels]
+    unknown = Counter(
+        row.target for row in rows.at(splits["unlabeled"]) if row.target is not None and row.target not in labels
+    )
     if unknown:
-        log.notes.append(f"{len(unknown)} unlabelled rows carry a label that no labelled row has; they have no gold")
-    return settled, {
-        "labeled": splits["labeled"],
-        "unlabeled": [row if row.target in labels else row._replace(target=None) for row in splits["unlabeled"]],
-        "test": [row for row in splits["test"] if row.target in labels],
+        log.notes.append(f"{unknown.total()} unlabelled rows carry a label that no labelled row has; they have no gold")
+    return settled, splits | {"test": splits["test"][is_known]}, frozenset(unknown)
+
+
+def _draw_splits(rows: _Rows, splits: dict[SplitName, Positions], config: RunConfig) -> dict[SplitName, Positions]:
+    data = config.data
+    limits = {"labeled": data.max_labeled, "unlabeled": data.max_unlabeled, "test": data.max_test}
+    return {
+        name: left
+        if (n := limits[name]) is None
+        else _draw(rows, left, n, config, name=name, stratified=name == "labeled")
+        for name, left in splits.items()
     }
 
 
-def _draw_splits(splits: dict[SplitName, list[_Row]], config: RunConfig) -> dict[SplitName, list[_Row]]:
-    data = config.data
-    limits = {"labeled": data.max_labeled, "unlabeled": data.max_unlabeled, "test": data.max_test}
-    drawn: dict[SplitName, list[_Row]] = {}
-    for name, rows in splits.items():
-        limit = limits[name]
-        drawn[name] = rows if limit is None else _draw(rows, limit, config, name=name, stratified=name == "labeled")
-    return drawn
-
-
-def _check_left(splits: Mapping[SplitName, Sequence[_Row]], n_duplicates: int, log: Log) -> None:
+def _check_left(splits: Mapping[SplitName, Positions], n_duplicates: int, log: Log) -> None:
     for name in ("labeled", "unlabeled"):
-        if not splits[name]:
+        if not len(splits[name]):
             source = getattr(log.config.data, name) or log.config.data.path
             raise DataError(
                 f"{source}: no {name} row is left ({log.n_read} rows read from all files, {len(log.rejected)} of them "
@@ -352,12 +417,12 @@ def _check_left(splits: Mapping[SplitName, Sequence[_Row]], n_duplicates: int, l
             )
 
 
-def _count_rows(splits: Mapping[SplitName, Sequence[_Row]], log: Log, n_duplicates: int) -> RowCounts:
+def _count_rows(splits: Mapping[SplitName, Positions], log: Log, n_duplicates: int) -> RowCounts:
     kept, rejected = sum(len(rows) for rows in splits.values()), len(log.rejected)
     return RowCounts(log.n_read, rejected, n_duplicates, log.n_read - rejected - n_duplicates - kept, kept)
 
 
-def _count_targets(rows: Iterable[_Row], config: RunConfig) -> dict[str, int]:
+def _count_targets(rows: _Rows, positions: Positions, config: RunConfig) -> dict[str, int]:
     if config.task.type not in ("choice", "label"):
         return {}
-    return dict(sorted(Counter(row.target for row in rows if row.target is not None).items()))
+    return dict(sorted(Counter(row.target for row in rows.at(positions) if row.target is not None).items()))

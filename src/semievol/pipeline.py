@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from semievol import __version__
 from semievol.artifacts import DROPPED, STATE, RunDir, content_hash
-from semievol.backends.base import HOSTED
+from semievol.backends.base import HOSTED, check_packages
 from semievol.backends.notes import hosted_notes
 from semievol.config import RunConfig, Section
 from semievol.errors import ConfigError, SemiEvolError
@@ -113,6 +113,7 @@ def run_steps(
     Raises:
         SemiEvolError: Whatever a stage raises, and what it raised in another folder of `shared`.
     """
+    check_packages(config)
     with run_dir.lock():
         run_dir.write_text("config.resolved.json", config.model_dump_json(indent=2) + "\n")
         if again:

@@ -15,10 +15,10 @@ and come from the config or from the defaults below. What they may use:
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from semievol.config import TaskConfig
@@ -107,9 +107,11 @@ class PromptBuilder:
         self._justify = _compile(
             environment, "task.justify_template", task.justify_template or JUSTIFY_TEMPLATES[task.type]
         )
-        self._completion = _compile(
-            environment, "task.completion_template", task.completion_template or COMPLETION_TEMPLATES[task.type]
-        )
+        completion = task.completion_template or COMPLETION_TEMPLATES[task.type]
+        self._completion = _compile(environment, "task.completion_template", completion)
+        self._reads_row = bool(meta.find_undeclared_variables(environment.parse(completion)) - {"answer"})
+        self._completions: dict[str, str] = {}
+        """By answer, where the template looks at nothing else of a row and the answers are a closed set."""
 
     @cached_property
     def instruction(self) -> str:
@@ -129,6 +131,13 @@ class PromptBuilder:
 
     def completion(self, answer: str, example: Example) -> str:
         """The text that a model is trained to give for `answer`."""
+        if self._reads_row or self.task.type not in ("choice", "label"):
+            return self._render_completion(answer, example)
+        if answer not in self._completions:
+            self._completions[answer] = self._render_completion(answer, example)
+        return self._completions[answer]
+
+    def _render_completion(self, answer: str, example: Example) -> str:
         values = _row_values(example) | {"answer": answer}
         return _render(self._completion, "task.completion_template", values)
 
@@ -152,8 +161,14 @@ def _row_values(example: Example) -> dict[str, Any]:
     return {
         "question": example.question,
         "context": example.context or "",
-        "options": [{"letter": choice_letter(i), "text": text} for i, text in enumerate(example.choices)],
+        "options": _options(example.choices),
     }
+
+
+@lru_cache(maxsize=1024)
+def _options(choices: tuple[str, ...]) -> list[dict[str, str]]:
+    """Shared between rows: templates are sandboxed and cannot change it."""
+    return [{"letter": choice_letter(i), "text": text} for i, text in enumerate(choices)]
 
 
 def _compile(environment: ImmutableSandboxedEnvironment, key: str, source: str) -> Template:

@@ -128,7 +128,7 @@ def build_page(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> d
         "costs": report_tables.cost_lines(results["stages"]),
         "rejected": list(islice(run_dir.read_records("data/rejected", Rejected), N_SHOWN)),
         "duplicates": list(islice(run_dir.read_records("data/duplicates", Duplicate), N_SHOWN)),
-        "n_duplicates": report_tables.count_lines(run_dir, "data/duplicates"),
+        "n_duplicates": run_dir.count_records("data/duplicates"),
         "resolved": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
     }
 

@@ -204,8 +204,8 @@ def round_strips(run_dir: RunDir, entries: Sequence[Mapping[str, Any]]) -> list[
     widest = 0
     for entry in entries:
         number = entry["round"]
-        n_failed = count_lines(run_dir, f"round-{number}/propagate/failed")
-        n_unparsable = count_lines(run_dir, f"round-{number}/justify/dropped")
+        n_failed = run_dir.count_records(f"round-{number}/propagate/failed")
+        n_unparsable = run_dir.count_records(f"round-{number}/justify/dropped")
         parts = [
             ("kept", "kept", entry["n_kept"]),
             ("not confident enough", "dropped", entry["n_labels"] - entry["n_kept"]),
@@ -294,13 +294,6 @@ def format_bytes(n: int) -> str:
 def format_value(value: Any) -> str:
     """A config value as compact JSON."""
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def count_lines(run_dir: RunDir, artifact: str) -> int:
-    """Number of records of an artifact, without parsing them."""
-    path = run_dir.file(artifact)
-    with path.open("rb") as stream:
-        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
 
 
 def _strip(title: str, parts: Sequence[tuple[str, str, int]], *, scale: float) -> Strip:

@@ -1,10 +1,11 @@
 """Turns records into the rows that a Trainer takes, and trains for the stages that do."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from semievol.config import StageTrainingConfig, TrainerConfig
 from semievol.errors import DataError
 from semievol.prompts import PromptBuilder
+from semievol.spool import DiskSequence
 from semievol.stage import StageContext, StageStats
 from semievol.types import Example, ModelRef, SftRow, SoftTarget
 
@@ -15,17 +16,32 @@ def build_sft_rows(examples: Iterable[Example], builder: PromptBuilder) -> list[
     Raises:
         DataError: If an example has no target.
     """
-    rows = []
-    for example in examples:
-        if example.target is None:
-            raise DataError(f"row {example.id} has no target and cannot be trained on")
-        rows.append(SftRow(example.id, builder.answer(example), builder.completion(example.target, example)))
-    return rows
+    return [build_sft_row(example, builder) for example in examples]
 
 
-def build_text_rows(examples: Iterable[Example]) -> list[SftRow]:
-    """One row of raw text an example, in their order: the context, where there is one, and the question."""
-    return [SftRow(e.id, (), "\n\n".join(filter(None, (e.context, e.question)))) for e in examples]
+def build_sft_row(example: Example, builder: PromptBuilder) -> SftRow:
+    """The plain prompt and the text that stands for its target. Raises DataError if the example has none."""
+    if example.target is None:
+        raise DataError(f"row {example.id} has no target and cannot be trained on")
+    return SftRow(example.id, builder.answer(example), builder.completion(example.target, example))
+
+
+class LazySftRows(DiskSequence[SftRow]):
+    """One row an example, made when it is asked for: the prompts of a large pool are never all held."""
+
+    def __init__(self, examples: Sequence[Example], make: Callable[[Example], SftRow]) -> None:
+        self._examples, self._make = examples, make
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def _get(self, position: int) -> SftRow:
+        return self._make(self._examples[position])
+
+
+def build_text_row(example: Example) -> SftRow:
+    """A row of raw text: the context, where there is one, and the question."""
+    return SftRow(example.id, (), "\n\n".join(filter(None, (example.context, example.question))))
 
 
 def build_soft_rows(example: Example, target: SoftTarget, builder: PromptBuilder) -> list[SftRow]:

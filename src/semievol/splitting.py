@@ -6,22 +6,32 @@ in the same proportions up to one unit, without rounding that adds up over many 
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semievol.config import SplitConfig
 from semievol.errors import ConfigError, DataError
 
 
-class Unit(NamedTuple):
-    """Rows that stay together."""
+class Units(NamedTuple):
+    """Rows that stay together, in the order in which they are dealt out. Arrays, so that millions fit."""
 
-    rows: tuple[int, ...]
-    stratum: str
-    """The most frequent class of its rows."""
+    rows: NDArray[np.int64]
+    """Positions of the rows, unit after unit in their first order."""
+    bounds: NDArray[np.int64]
+    """Unit u holds `rows[bounds[u] : bounds[u + 1]]`."""
+    strata: NDArray[np.int64]
+    """Number of the most frequent class of each unit's rows."""
+    order: NDArray[np.int64]
+    """The units as they are dealt out."""
+
+    def size(self, unit: int) -> int:
+        """Number of its rows."""
+        return int(self.bounds[unit + 1] - self.bounds[unit])
 
 
 def make_generator(seed: int, name: str) -> np.random.Generator:
@@ -55,21 +65,21 @@ def assign_parts(
     parts: list[int | None] = [None] * n
     filled = [0] * len(wanted)
 
-    def put(unit: Unit, part: int) -> None:
-        filled[part] += len(unit.rows)
-        for row in unit.rows:
+    def put(unit: int, part: int) -> None:
+        filled[part] += units.size(unit)
+        for row in units.rows[units.bounds[unit] : units.bounds[unit + 1]]:
             parts[row] = part if part < len(counts) else None
 
-    if cover is not None:
-        first = _cover_units(units, wanted[cover], wanted[cover] / max(1, n))
-        for i in first:
-            put(units[i], cover)
-        units = [unit for i, unit in enumerate(units) if i not in first]
+    first = set() if cover is None else _cover_units(units, wanted[cover], wanted[cover] / max(1, n))
+    for unit in first:
+        put(unit, cover or 0)
     left = [max(0, want - have) for want, have in zip(wanted, filled, strict=True)]
     shares = [part_left / max(1, sum(left)) for part_left in left]
     deficits = [0.0] * len(wanted)
-    for unit in units:
-        size = len(unit.rows)
+    for unit in units.order.tolist():
+        if unit in first:
+            continue
+        size = units.size(unit)
         deficits = [deficit + share * size for deficit, share in zip(deficits, shares, strict=True)]
         open_parts = [p for p in range(len(wanted)) if filled[p] < wanted[p]] or [int(np.argmax(wanted))]
         part = max(open_parts, key=lambda p: (deficits[p], -p))
@@ -89,32 +99,40 @@ def draw_rows(classes: Sequence[str | None], n: int, generator: np.random.Genera
     return [i for i, part in enumerate(parts) if part == 0]
 
 
-def _make_units(
-    classes: Sequence[str | None], groups: Sequence[str | None], generator: np.random.Generator
-) -> list[Unit]:
-    members: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
+def _make_units(classes: Sequence[str | None], groups: Sequence[str | None], generator: np.random.Generator) -> Units:
+    """Units in an order that keeps classes together, classes and the units of a class in random order."""
+    numbers: dict[str, int] = {}
+    # Units are numbered by their first row, groups and single rows alike.
+    unit_of = np.empty(len(groups), dtype=np.int64)
+    n_units = 0
     for i, group in enumerate(groups):
-        members[(i, "") if group is None else (-1, group)].append(i)
-    units = []
-    for rows in members.values():
-        counted = Counter(classes[i] or "" for i in rows)
-        stratum = min(counted, key=lambda name: (-counted[name], name))
-        units.append(Unit(tuple(rows), stratum))
-    order = generator.permutation(len(units))
-    strata = sorted({unit.stratum for unit in units})
-    rank = {strata[int(p)]: i for i, p in enumerate(generator.permutation(len(strata)))}
-    return sorted((units[int(i)] for i in order), key=lambda unit: rank[unit.stratum])
+        unit_of[i] = n_units if group is None else numbers.setdefault(group, n_units)
+        n_units += int(unit_of[i]) == n_units
+    rows = np.argsort(unit_of, kind="stable")
+    bounds = np.searchsorted(unit_of[rows], np.arange(n_units + 1))
+    names = sorted({name or "" for name in classes})
+    number = {name: i for i, name in enumerate(names)}
+    class_of = np.fromiter((number[name or ""] for name in classes), dtype=np.int64, count=len(classes))
+    strata = class_of[rows[bounds[:-1]]] if n_units else np.zeros(0, dtype=np.int64)
+    for unit in np.flatnonzero(np.diff(bounds) > 1):  # names are sorted, so the lowest number wins a tie
+        strata[unit] = int(np.argmax(np.bincount(class_of[rows[bounds[unit] : bounds[unit + 1]]])))
+    order = generator.permutation(n_units)
+    used = np.unique(strata)
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[used[generator.permutation(len(used))]] = np.arange(len(used))
+    return Units(rows, bounds, strata, order[np.argsort(rank[strata[order]], kind="stable")])
 
 
-def _cover_units(units: Sequence[Unit], n_wanted: int, share: float) -> set[int]:
+def _cover_units(units: Units, n_wanted: int, share: float) -> set[int]:
     """The first unit of each class that might otherwise go without: fewer than two rows expected."""
-    sizes: Counter[str] = Counter()
-    first: dict[str, int] = {}
-    for i, unit in enumerate(units):
-        sizes[unit.stratum] += len(unit.rows)
-        first.setdefault(unit.stratum, i)
-    chosen = [i for stratum, i in first.items() if sizes[stratum] * share < 2]
-    return set(chosen) if sum(len(units[i].rows) for i in chosen) <= n_wanted and len(sizes) <= n_wanted else set()
+    sizes: Counter[int] = Counter()
+    first: dict[int, int] = {}
+    for unit in units.order.tolist():
+        stratum = int(units.strata[unit])
+        sizes[stratum] += units.size(unit)
+        first.setdefault(stratum, unit)
+    chosen = [unit for stratum, unit in first.items() if sizes[stratum] * share < 2]
+    return set(chosen) if sum(map(units.size, chosen)) <= n_wanted and len(sizes) <= n_wanted else set()
 
 
 def split_counts(split: SplitConfig, *, n_with_target: int, n_without: int) -> tuple[int, int, int]:

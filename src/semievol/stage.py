@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -33,7 +33,8 @@ from semievol.backends.base import (
 from semievol.config import RunConfig
 from semievol.errors import ArtifactError, GenerationError
 from semievol.prompts import PromptBuilder
-from semievol.types import ChoiceRequest, ChoiceScores, ModelRef, Request, Result, Sampling, TaskFacts
+from semievol.spool import Spool
+from semievol.types import ChoiceRequest, ChoiceScores, Message, ModelRef, Request, Result, Sampling, TaskFacts
 
 Record = TypeVar("Record")
 StageStats = dict[str, Any]
@@ -119,7 +120,8 @@ class Backends:
 
     def retriever(self) -> Retriever:
         """A retriever with an empty index."""
-        return open_retriever(self.config.embedder, self.config.model, state_dir=self._state_dir)
+        config = self.config
+        return open_retriever(config.embedder, config.model, state_dir=self._state_dir, search=config.retrieve)
 
     @property
     def usage(self) -> Usage:
@@ -179,6 +181,19 @@ class StageContext:
         """Stream an artifact that the stage declares. Raises ArtifactError for any other."""
         self._check(name, self.stage.reads_of(self.config))
         return self.run_dir.read_records(self.artifact(name, round=round), kind)
+
+    def path(self, name: str, *, round: int | None = None) -> Path:
+        """Place of a JSONL artifact that the stage declares."""
+        self._check(name, self.stage.reads_of(self.config))
+        return self.run_dir.file(self.artifact(name, round=round))
+
+    def count(self, name: str, *, round: int | None = None) -> int:
+        """Number of records of an artifact that the stage declares, without parsing them."""
+        return self.run_dir.count_records(self.artifact(name, round=round))
+
+    def spool(self, kind: type[Record]) -> Spool[Record]:
+        """Records that wait on the disk of the run folder until the stage writes them."""
+        return Spool(kind, folder=self.run_dir.path)
 
     def read_json(self, name: str, *, round: int | None = None) -> Any:
         """Read a JSON artifact that the stage declares."""
@@ -240,10 +255,10 @@ class StageContext:
         Raises:
             GenerationError: If a larger share than `propagate.max_failed_fraction` fails; the message quotes a reason.
         """
-        n_failed = 0
+        n_failed, plain_sampling = 0, asdict(sampling)
 
         def content(request: Request) -> Any:
-            return ["generate", request.messages, sampling, request.seed]
+            return ["generate", plain_turns(request.messages), plain_sampling, request.seed]
 
         def compute(window: Iterable[Request]) -> Iterator[Result]:
             return self.backends.generator.generate(window, sampling)
@@ -258,7 +273,7 @@ class StageContext:
         """Exact answer distributions of `total` requests through the row store, in their order."""
 
         def content(request: ChoiceRequest) -> Any:
-            return ["score", request.messages, request.completions]
+            return ["score", plain_turns(request.messages), request.completions]
 
         def compute(window: Iterable[ChoiceRequest]) -> Iterator[ChoiceScores]:
             return self.backends.generator.score_choices(window)
@@ -345,6 +360,11 @@ class StageContext:
 
     def _inside(self, path: str) -> str:
         return str(self.run_dir.path.resolve() / path) if path.startswith("./") else path
+
+
+def plain_turns(messages: Iterable[Message]) -> list[dict[str, str]]:
+    """Chat turns as JSON holds them."""
+    return [{"role": m.role, "content": m.content} for m in messages]
 
 
 def _add(a: Usage, b: Usage) -> Usage:

@@ -7,6 +7,7 @@ Log-probabilities and likelihoods are in nats.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from semievol.errors import DataError
@@ -15,10 +16,13 @@ Role = Literal["system", "user", "assistant"]
 SplitName = Literal["labeled", "unlabeled", "test"]
 LogprobKind = Literal["raw", "processed", "none"]
 """raw: of the model itself; processed: after temperature or top-p; none: the backend gives none."""
+LabelSource = Literal["consensus", "justified", "majority", "cascade", "gold"]
+"""What settled a pseudo-label."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+@lru_cache(maxsize=1024)
 def choice_letter(index: int) -> str:
     """Name of the option at `index`: A..Z, then AA, AB, ... as in a spreadsheet."""
     letters = ""
@@ -223,7 +227,7 @@ class PseudoLabel:
     answer: str
     completion: str
     """Text that a model is trained to give for `answer`."""
-    source: Literal["consensus", "justified", "majority", "cascade", "gold"]
+    source: LabelSource
     """cascade: settled by one exact distribution, agreement 1; gold: the sealed target, in an oracle, agreement 1."""
     agreement: float
     """Share of the configurations that gave `answer`, in [0, 1]."""

@@ -114,7 +114,7 @@ def test_bm25_text_without_a_known_word_gets_similarity_0():
     assert retriever.search(["zebra", "!!!"], 1) == [[("a", 0.0)], [("a", 0.0)]]
 
 
-def test_nearest_equals_full_sort_in_blocks(monkeypatch):
+def test_exact_index_equals_full_sort_in_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     rows = rng.integers(-2, 3, (40, 3)).astype(np.float32)  # small integers make ties
     queries = rng.integers(-2, 3, (9, 3)).astype(np.float32)
@@ -123,8 +123,9 @@ def test_nearest_equals_full_sort_in_blocks(monkeypatch):
     for similarities in queries @ rows.T:
         pairs = sorted(zip(names, similarities.tolist(), strict=True), key=lambda p: (-p[1], p[0]))
         expected.append(pairs[:5])
-    monkeypatch.setattr(embed, "BLOCK_CELLS", 80)
-    assert embed.nearest(queries, rows, names, 5) == expected
+    monkeypatch.setattr(embed, "BLOCK_CELLS", 200)
+    monkeypatch.setattr(embed, "SORTED_CELLS", 80)
+    assert embed.ExactIndex(names, rows).search(queries, 5) == expected
 
 
 def test_model_retriever_rows_have_length_1_and_ignore_padding(tiny_bert_dir):

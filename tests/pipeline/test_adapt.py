@@ -4,7 +4,7 @@ import json
 
 from semievol.artifacts import file_hash
 from semievol.pipeline import plan_steps, run
-from semievol.sft import build_text_rows
+from semievol.sft import build_text_row
 from semievol.types import Example, SftRow
 
 
@@ -12,8 +12,10 @@ def adapter(run_dir, stage: str) -> dict:
     return json.loads((run_dir.path / stage / "adapter/fake_adapter.json").read_text(encoding="utf-8"))
 
 
-def test_build_text_rows_takes_context_and_question_and_no_answer():
-    rows = build_text_rows([Example("a", "Why?", target="because"), Example("b", "Who?", context="A tale.")])
+def test_build_text_row_takes_context_and_question_and_no_answer():
+    rows = [
+        build_text_row(e) for e in (Example("a", "Why?", target="because"), Example("b", "Who?", context="A tale."))
+    ]
     assert rows == [SftRow("a", (), "Why?"), SftRow("b", (), "A tale.\n\nWho?")]
 
 

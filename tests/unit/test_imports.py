@@ -18,6 +18,7 @@ LAYERS = (
         "artifacts",
         "backends",
         "tables",
+        "spool",
         "loading",
         "answering",
         "progress",
@@ -59,6 +60,7 @@ HEAVY = (
     "openai",
     "ray",
     "matplotlib",
+    "faiss",
 )
 
 

@@ -10,6 +10,7 @@ the reason.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from semievol.config import EmbedderConfig, GeneratorConfig, ModelConfig, TrainerConfig
+from semievol.config import EmbedderConfig, GeneratorConfig, ModelConfig, RetrieveConfig, RunConfig, TrainerConfig
 from semievol.errors import ConfigError
 from semievol.types import ChoiceRequest, ChoiceScores, Message, ModelRef, Request, Result, Sampling, SftRow
 
@@ -223,10 +224,28 @@ def open_trainer(config: TrainerConfig, model: ModelConfig) -> Trainer:
     return trainer
 
 
-def open_retriever(config: EmbedderConfig, model: ModelConfig, *, state_dir: Path | None = None) -> Retriever:
-    """Load the retriever that belongs to the embedder of `config`; `state_dir` as for `open_generator`."""
-    retriever: Retriever = _load(RETRIEVERS[config.type])(config, model, **_state(config.type, state_dir))
-    return retriever
+def open_retriever(
+    config: EmbedderConfig,
+    model: ModelConfig,
+    *,
+    state_dir: Path | None = None,
+    search: RetrieveConfig | None = None,
+) -> Retriever:
+    """Load the retriever that belongs to the embedder of `config`; `state_dir` as for `open_generator`.
+
+    `search` says which index holds the embeddings (None: the exact one).
+    """
+    retriever = _load(RETRIEVERS[config.type])(config, model, **_state(config.type, state_dir))
+    if search is not None and search.index == "faiss":
+        retriever.make_index = partial(_load("semievol.backends.faiss_index:FaissIndex"), config=search)
+    found: Retriever = retriever
+    return found
+
+
+def check_packages(config: RunConfig) -> None:
+    """Raise ConfigError where a package is missing that a run would only ask for in the middle."""
+    if config.retrieve.index == "faiss" and config.retrieve.k > 0:
+        _load("semievol.backends.faiss_index:require_faiss")()
 
 
 def _state(backend: str, state_dir: Path | None) -> dict[str, Any]:

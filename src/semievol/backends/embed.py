@@ -5,8 +5,8 @@ depend on the order of the index.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,10 @@ from semievol.errors import ConfigError, DataError
 
 BLOCK_CELLS = 16_000_000
 """Similarities in memory at once: 64 MB of float32."""
+SORTED_CELLS = 1_000_000
+"""Similarities that are ranked at once: a few arrays of 8 MB."""
+EMBED_BLOCK = 8192
+"""Texts that are embedded at a time for an index."""
 
 
 class Bm25Retriever:
@@ -63,12 +67,23 @@ class Bm25Retriever:
         return tokens
 
 
+class SearchIndex(Protocol):
+    """Finds the rows of embeddings nearest to a query."""
+
+    def search(self, queries: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
+        """For each query (m, d) up to k (id, dot product), highest first, ties by id."""
+        ...
+
+
 class EmbeddingRetriever(ABC):
     """Cosine similarity of what the subclass makes of a text."""
 
+    make_index: Callable[[Sequence[str], NDArray[np.float32]], "SearchIndex"]
+    """Makes the index of ids and their rows (n, d)."""
+
     def __init__(self) -> None:
-        self._ids: list[str] = []
-        self._rows: NDArray[np.float32] | None = None
+        self.make_index = ExactIndex
+        self._index: SearchIndex | None = None
 
     def index(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         """Take the place of what was indexed before.
@@ -77,13 +92,13 @@ class EmbeddingRetriever(ABC):
             DataError: If an id stands twice.
         """
         _check_ids(ids)
-        self._ids, self._rows = list(ids), self.embed(texts) if ids else None
+        self._index = self.make_index(ids, _embed_blocks(texts, self.embed)) if ids else None
 
     def search(self, texts: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """For each text up to k (id, cosine), most similar first, ties by id."""
-        if not texts or self._rows is None:
+        if not texts or self._index is None:
             return [[] for _ in texts]
-        return nearest(self._embed_queries(texts), self._rows, self._ids, k)
+        return self._index.search(self._embed_queries(texts), k)
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -180,25 +195,48 @@ class ModelRetriever(EmbeddingRetriever):
         return rows
 
 
-def nearest(
-    queries: NDArray[np.float32], rows: NDArray[np.float32], ids: Sequence[str], k: int
-) -> list[list[tuple[str, float]]]:
-    """For each query up to k (id, dot product), highest first, ties by id. Exact; memory bounded by BLOCK_CELLS.
+def _embed_blocks(texts: Sequence[str], embed: Callable[[Sequence[str]], NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Embeddings (n, d) of texts that are read block by block."""
+    rows: NDArray[np.float32] | None = None
+    for at in range(0, len(texts), EMBED_BLOCK):
+        block = embed(list(texts[at : at + EMBED_BLOCK]))
+        if rows is None:
+            rows = np.empty((len(texts), block.shape[1]), dtype=np.float32)
+        rows[at : at + len(block)] = block
+    return np.empty((0, 0), dtype=np.float32) if rows is None else rows
 
-    Args:
-        queries: (m, d).
-        rows: (n, d), one an id.
-        ids: n of them.
-        k: Neighbours of a query at most.
-    """
-    order = np.argsort(np.array(ids, dtype=str), kind="stable")
-    names, sorted_rows = np.array(ids, dtype=str)[order], rows[order]
-    size = max(1, BLOCK_CELLS // max(1, len(names)))
-    return [
-        _top(similarities, names, k)
-        for at in range(0, len(queries), size)
-        for similarities in queries[at : at + size] @ sorted_rows.T
-    ]
+
+class ExactIndex:
+    """Rows of embeddings, compared one by one with every query: exact, in blocks of bounded memory."""
+
+    def __init__(self, ids: Sequence[str], rows: NDArray[np.float32]) -> None:
+        """Hold `rows` (n, d), one an id."""
+        names = np.array(ids, dtype=str)
+        order = np.argsort(names, kind="stable")
+        self._ids, self._rows = names[order], rows[order]
+
+    def search(self, queries: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
+        """For each query (m, d) up to k (id, dot product), highest first, ties by id."""
+        k = min(k, len(self._ids))
+        if k == 0:
+            return [[] for _ in queries]
+        size, part = (max(1, cells // len(self._ids)) for cells in (BLOCK_CELLS, SORTED_CELLS))
+        found: list[list[tuple[str, float]]] = []
+        for at in range(0, len(queries), size):
+            similarities = queries[at : at + size] @ self._rows.T
+            for start in range(0, len(similarities), part):
+                found += self._top(similarities[start : start + part], k)
+        return found
+
+    def _top(self, similarities: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
+        """The k highest of each row (m, n). Rounded first: ties are made, not lost; then the first id wins."""
+        rounded = np.round(similarities.astype(np.float64), 6)
+        n = rounded.shape[1]
+        ranks = np.rint(rounded * -1e6).astype(np.int64) * n + np.arange(n)  # no two are equal
+        best = np.argpartition(ranks, k - 1, axis=1)[:, :k] if k < n else np.tile(np.arange(n), (len(ranks), 1))
+        best = np.take_along_axis(best, np.argsort(np.take_along_axis(ranks, best, axis=1), axis=1), axis=1)
+        names, values = self._ids[best].tolist(), np.take_along_axis(rounded, best, axis=1).tolist()
+        return [list(zip(*pair, strict=True)) for pair in zip(names, values, strict=True)]
 
 
 def _top(similarities: NDArray[np.float32], ids: NDArray[np.str_], k: int) -> list[tuple[str, float]]:

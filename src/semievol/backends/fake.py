@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from semievol.backends.base import FitReport, Progress, Usage
-from semievol.backends.embed import nearest
+from semievol.backends.embed import EmbeddingRetriever
 from semievol.config import FakeEmbedderConfig, FakeGeneratorConfig, ModelConfig, TrainerConfig
 from semievol.errors import TrainingError
 from semievol.types import ChoiceRequest, ChoiceScores, Completion, Message, ModelRef, Request, Result, Sampling, SftRow
 
 MAX_LENGTH = 4096
 ROWS_PER_STEP = 8
+MOST_LOSSES = 2000
+"""Losses that the fake training logs at most, or one in so many steps."""
+ROWS_A_BLOCK = 4096
 ADAPTER_FILE = "fake_adapter.json"
 
 _TRUTH = re.compile(r"#([^\s#.,;:?!]+)")
@@ -158,21 +161,12 @@ class FakeGenerator:
         )
 
 
-class FakeRetriever:
+class FakeRetriever(EmbeddingRetriever):
     """Cosine similarity of hashed bags of words."""
 
     def __init__(self, config: FakeEmbedderConfig, model: ModelConfig) -> None:
+        super().__init__()
         self._dimension = config.dimension
-        self._ids: list[str] = []
-        self._rows: NDArray[np.float32] = np.zeros((0, config.dimension), dtype=np.float32)
-
-    def index(self, ids: Sequence[str], texts: Sequence[str]) -> None:
-        """Take the place of what was indexed before."""
-        self._ids, self._rows = list(ids), self.embed(texts)
-
-    def search(self, texts: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-        """For each text up to k (id, similarity), most similar first, ties by id."""
-        return nearest(self.embed(texts), self._rows, self._ids, k)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Rows of length 1, shape (n, dimension); the row of a text without words is zero."""
@@ -212,16 +206,8 @@ class FakeTrainer:
         partial = output_dir.with_name(output_dir.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        seen: dict[str, Any] = {
-            "base": model.base,
-            "init": _adapter_identity(model.adapter),
-            "seed": seed,
-            "steps": n_steps,
-            "rows": {r.id: r.completion for r in train},
-        }
-        if weights := {r.id: r.weight for r in train if r.weight != 1.0}:
-            seen["weights"] = weights
-        (partial / ADAPTER_FILE).write_text(json.dumps(seen, indent=1, sort_keys=True), encoding="utf-8")
+        head = {"base": model.base, "init": _adapter_identity(model.adapter), "seed": seed, "steps": n_steps}
+        n_tokens = _write_adapter(partial / ADAPTER_FILE, head, train)
         shutil.rmtree(output_dir, ignore_errors=True)
         partial.replace(output_dir)
         if progress is not None:
@@ -232,8 +218,8 @@ class FakeTrainer:
             optimizer_steps=n_steps,
             train_seconds=0.0,
             n_rows=len(train),
-            n_tokens=sum(len(r.completion.split()) for r in train),
-            losses=tuple((step, round(2 / (1 + step), 6)) for step in range(1, n_steps + 1)),
+            n_tokens=n_tokens,
+            losses=tuple((i, round(2 / (1 + i), 6)) for i in range(1, n_steps + 1, 1 + n_steps // MOST_LOSSES)),
             rendered_example=f"{_render(train[0].messages) if train[0].messages else ''}⟦{train[0].completion}⟧",
         )
 
@@ -242,6 +228,34 @@ class FakeTrainer:
         if config.max_steps is not None:
             return config.max_steps
         return math.ceil(math.ceil(n_rows / ROWS_PER_STEP) * float(config.num_train_epochs))
+
+
+def _write_adapter(path: Path, head: dict[str, Any], train: Sequence[SftRow]) -> int:
+    """Write JSON with sorted keys, row by row; returns the number of words with loss."""
+    ids: list[NDArray[np.bytes_]] = []
+    block: list[bytes] = []
+    weights: dict[str, float] = {}
+    n_tokens = 0
+    for row in train:
+        block.append(row.id.encode())
+        if len(block) == ROWS_A_BLOCK:
+            ids.append(np.array(block))
+            block.clear()
+        n_tokens += len(row.completion.split())
+        if row.weight != 1.0:
+            weights[row.id] = row.weight
+    order = np.argsort(np.concatenate([*ids, np.array(block, dtype=bytes)]), kind="stable")  # as JSON sorts its keys
+    ids.clear()
+    before, after = json.dumps(
+        head | {"rows": None} | ({"weights": weights} if weights else {}), indent=1, sort_keys=True
+    ).split('"rows": null')
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(f'{before}"rows": {{')
+        for i, place in enumerate(order.tolist()):
+            row = train[place]
+            stream.write(f"{',' if i else ''}\n  {json.dumps(row.id)}: {json.dumps(row.completion)}")
+        stream.write(f"\n }}{after}")
+    return n_tokens
 
 
 def _render(messages: Sequence[Message]) -> str:

@@ -8,7 +8,8 @@ The warm-up then starts from these weights: after full fine-tuning from the new 
 same adapter, so both together have the rank of one. Evolution from the base starts from the base as it was.
 """
 
-from semievol.sft import build_text_rows, fit_stage, stage_trainer_config
+from semievol.sft import LazySftRows, build_text_row, fit_stage, stage_trainer_config
+from semievol.spool import Joined, RecordFile
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import Example
 
@@ -16,8 +17,8 @@ from semievol.types import Example
 def run(ctx: StageContext) -> StageStats:
     """Train on the text of L and U and store the model."""
     config = stage_trainer_config(ctx.config.trainer, ctx.config.adapt)
-    examples = [*ctx.read("data/labeled", Example), *ctx.read("data/unlabeled", Example)]
-    return fit_stage(ctx, ctx.base_model, build_text_rows(examples), config)
+    examples = Joined(*(RecordFile(ctx.path(name), Example) for name in ("data/labeled", "data/unlabeled")))
+    return fit_stage(ctx, ctx.base_model, LazySftRows(examples, build_text_row), config)
 
 
 STAGE = Stage(

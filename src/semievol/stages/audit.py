@@ -6,7 +6,7 @@ Writes  audit/audited, audit/pseudo_labels
 Nothing reads what this stage writes but reports, so no model can learn from it.
 """
 
-from semievol.auditing import AUDIT_READS, audit_rounds, unused_selections
+from semievol.auditing import AUDIT_READS, audit_rounds, read_audited, unused_selections
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import AuditedRow
 
@@ -14,10 +14,10 @@ from semievol.types import AuditedRow
 def run(ctx: StageContext) -> StageStats:
     """Audit and write."""
     audit = audit_rounds(ctx)
-    ctx.write("audit/audited", audit.rows, AuditedRow)
+    n_audited = ctx.write("audit/audited", read_audited(ctx, audit), AuditedRow)
     ctx.write_json("audit/pseudo_labels", {"pseudo_labels": audit.entries, "precision_curves": audit.curves})
     last = audit.entries[-1]["precision"]
-    return {"n_audited": len(audit.rows), **{f"precision_{name}": round(p["value"], 4) for name, p in last.items()}}
+    return {"n_audited": n_audited, **{f"precision_{name}": round(p["value"], 4) for name, p in last.items()}}
 
 
 STAGE = Stage(

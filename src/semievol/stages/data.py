@@ -31,7 +31,7 @@ def load(ctx: StageContext) -> LoadedData:
     def count_prompt(example: Example, facts: TaskFacts) -> int:
         return tokens.count_prompt(prompts(facts).answer(example))
 
-    return load_examples(config, count_prompt=count_prompt, max_prompt_tokens=limit)
+    return load_examples(config, count_prompt=count_prompt, max_prompt_tokens=limit, folder=ctx.run_dir.path)
 
 
 def input_files(ctx: StageContext) -> list[Any]:

@@ -7,14 +7,12 @@ All models answer the same rows in the same way: exact scores over closed answer
 Every difference is paired over rows. The reference is the control with as many optimiser steps.
 """
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from semievol.answers import default_metric
-from semievol.audit import MODELS, Fate, compare, measure, measure_calibration, measure_groups
-from semievol.auditing import AUDIT_READS, audit_rounds, unused_selections
+from semievol.audit import MODELS, Fate, Fates, compare, measure, measure_calibration, measure_groups
+from semievol.auditing import AUDIT_READS, audit_rounds, read_audited, read_fates, unused_selections
 from semievol.scoring import predict_rows
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import AuditedRow, Example, ModelRef, Prediction
@@ -47,12 +45,9 @@ def measure_models(ctx: StageContext, rows: list[Example], metric: str) -> dict[
     }
 
 
-def count_rows(ctx: StageContext, fates: Iterable[Fate]) -> dict[str, Any]:
+def count_rows(ctx: StageContext, fates: Fates) -> dict[str, Any]:
     """How many rows went where; the rows of a split add up to those read for it."""
-    counts: dict[str, Any] = dict(ctx.read_json("data/counts"))
-    reasons = Counter((f.fate, f.reason) for f in fates)
-    counts["fates"] = [{"fate": fate, "reason": reason, "n": n} for (fate, reason), n in sorted(reasons.items())]
-    return counts
+    return {**ctx.read_json("data/counts"), "fates": fates.count()}
 
 
 def run(ctx: StageContext) -> StageStats:
@@ -67,8 +62,8 @@ def run(ctx: StageContext) -> StageStats:
         ctx.reporter.note("no test rows: nothing to measure (data.test or data.split.test gives some)")
     results |= {"pseudo_labels": audit.entries, "precision_curves": audit.curves}
     results |= {"rows": count_rows(ctx, audit.fates)}
-    ctx.write("evaluate/fates", audit.fates, Fate)
-    ctx.write("evaluate/audited", audit.rows, AuditedRow)
+    ctx.write("evaluate/fates", read_fates(ctx, audit), Fate)
+    ctx.write("evaluate/audited", read_audited(ctx, audit), AuditedRow)
     ctx.write_json("evaluate/results", results)
     return {m["model"]: round(m["value"], 4) for m in results["metrics"]}
 

@@ -8,24 +8,25 @@ The paper starts from M_base and trains on both (arXiv:2410.14745, Eq. 9); the r
 adapter with the pseudo-labels alone. `evolve.init` and `evolve.train_on` choose.
 """
 
+from functools import partial
+
 from semievol.config import RunConfig
 from semievol.errors import DataError
-from semievol.pools import SELECTING, kept_labels, other_selections, pseudo_labeled
-from semievol.sft import build_sft_rows, fit_stage, stage_trainer_config
+from semievol.pools import SELECTING, LabeledPool, other_selections
+from semievol.sft import LazySftRows, build_sft_row, fit_stage, stage_trainer_config
 from semievol.stage import Stage, StageContext, StageStats
-from semievol.types import Example
 
 KEPT = tuple(f"{name}/kept" for name in SELECTING)
 
 
-def training_examples(ctx: StageContext) -> list[Example]:
+def training_examples(ctx: StageContext) -> LabeledPool:
     """L (where the config asks for it) and everything kept up to and with this round; L alone where nothing was.
 
     Raises:
         DataError: If neither gives a row.
     """
-    labeled = list(ctx.read("data/labeled", Example)) if ctx.config.evolve.train_on == "labeled+selected" else []
-    examples = [*labeled, *pseudo_labeled(ctx, kept_labels(ctx, before_round=ctx.round + 1))]
+    with_labeled = ctx.config.evolve.train_on == "labeled+selected"
+    examples = LabeledPool(ctx, before_round=ctx.round + 1, with_labeled=with_labeled)
     if not examples:
         raise DataError(
             "evolve: no pseudo-label was kept, and evolve.train_on: selected leaves the labelled rows out; "
@@ -38,7 +39,8 @@ def run(ctx: StageContext) -> StageStats:
     """Train and store the evolved model."""
     config = stage_trainer_config(ctx.config.trainer, ctx.config.evolve)
     model = ctx.base_model if ctx.config.evolve.init == "base" else ctx.warm_model()
-    return fit_stage(ctx, model, build_sft_rows(training_examples(ctx), ctx.prompts()), config)
+    make = partial(build_sft_row, builder=ctx.prompts())
+    return fit_stage(ctx, model, LazySftRows(training_examples(ctx), make), config)
 
 
 def unused_artifacts(config: RunConfig) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, tee
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from semievol.answering import (
     Vote,
@@ -42,6 +42,7 @@ from semievol.types import (
     Completion,
     Dropped,
     Example,
+    LabelSource,
     ModelRef,
     PseudoLabel,
     Request,
@@ -119,7 +120,7 @@ def settle(draft: Draft, verdict: Verdict | None, prompts: PromptBuilder) -> Pse
     if answer is None:
         detail = "no configuration gave a parsable answer" if verdict is None else verdict.text[:200]
         return Dropped(draft.example.id, "justify", "unparsable answer", detail=detail)
-    source: Literal["consensus", "justified", "majority", "cascade"] = "justified"
+    source: LabelSource = "justified"
     if verdict is None:
         source = "consensus" if draft.vote.is_consensus else "majority"
         source = "cascade" if draft.candidates.by_cascade else source
@@ -234,13 +235,15 @@ def run(ctx: StageContext) -> StageStats:
     """Settle, measure, write."""
     prompts = ctx.prompts()
     model = ctx.warm_model() if ctx.config.justify.model == "warm" else ctx.base_model
-    dropped: list[Dropped] = []
+    dropped = ctx.spool(Dropped)
     stats: Counter[str] = Counter()
 
     def labels() -> Iterator[PseudoLabel]:
         drafts = draft_rows(ctx, ctx.read("propagate/candidates", Candidates), prompts)
         for block in settle_blocks(ctx, drafts, prompts, model, text="self-justification"):
-            dropped.extend(replace(s, round=ctx.round) for _, s in block if isinstance(s, Dropped))
+            for _, outcome in block:
+                if isinstance(outcome, Dropped):
+                    dropped.append(replace(outcome, round=ctx.round))
             found = [(d.example, s) for d, s in block if isinstance(s, PseudoLabel)]
             if ctx.backends.generator.exact_choice_scores:
                 measured = measure_confidence(ctx, found, prompts, model)

@@ -7,8 +7,11 @@ It looks at the sealed targets, so it is no method. Evolve reads what it kept wi
 never the targets themselves.
 """
 
+from collections.abc import Iterator
+
 from semievol.artifacts import SEALED_GOLD
 from semievol.errors import DataError
+from semievol.pools import InOrder
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import Dropped, Example, Gold, PseudoLabel
 
@@ -19,19 +22,30 @@ def run(ctx: StageContext) -> StageStats:
     Raises:
         DataError: If none has.
     """
-    gold = {g.example_id: g.target for g in ctx.read(SEALED_GOLD, Gold)}
-    if not gold:
+    if ctx.count(SEALED_GOLD) == 0:
         raise DataError("oracle_full: no unlabelled row has a target; leave the oracle arms out")
-    prompts, examples = ctx.prompts(), list(ctx.read("data/unlabeled", Example))
-    kept = [
-        PseudoLabel(e.id, gold[e.id], prompts.completion(gold[e.id], e), "gold", agreement=1.0, round=ctx.round)
-        for e in examples
-        if e.id in gold
-    ]
-    dropped = [Dropped(e.id, "oracle_full", "no sealed target", round=ctx.round) for e in examples if e.id not in gold]
-    ctx.write("oracle_full/kept", kept, PseudoLabel)
-    ctx.write("oracle_full/dropped", dropped, Dropped)
-    return {"n_kept": len(kept), "n_dropped": len(dropped)}
+    n_kept = ctx.write("oracle_full/kept", _kept(ctx), PseudoLabel)
+    return {"n_kept": n_kept, "n_dropped": ctx.write("oracle_full/dropped", _dropped(ctx), Dropped)}
+
+
+def _sealed(ctx: StageContext) -> Iterator[tuple[Example, Gold | None]]:
+    gold = InOrder(SEALED_GOLD, ctx.read(SEALED_GOLD, Gold))
+    yield from ((example, gold.take(example.id)) for example in ctx.read("data/unlabeled", Example))
+    gold.check_all_taken()
+
+
+def _kept(ctx: StageContext) -> Iterator[PseudoLabel]:
+    prompts = ctx.prompts()
+    for example, gold in _sealed(ctx):
+        if gold is not None:
+            text = prompts.completion(gold.target, example)
+            yield PseudoLabel(example.id, gold.target, text, "gold", agreement=1.0, round=ctx.round)
+
+
+def _dropped(ctx: StageContext) -> Iterator[Dropped]:
+    for example, gold in _sealed(ctx):
+        if gold is None:
+            yield Dropped(example.id, "oracle_full", "no sealed target", round=ctx.round)
 
 
 STAGE = Stage(

@@ -20,10 +20,11 @@ from semievol.answering import best_answer, choice_request, max_tokens
 from semievol.answers import closed_set, parse_answer
 from semievol.cascade import FirstLook, Spent, count_savings, look, merge_candidates
 from semievol.config import ConfigurationConfig, PropagateConfig, RunConfig
-from semievol.demonstrations import fit_demonstrations
+from semievol.demonstrations import ById, fit_demonstrations
 from semievol.errors import ConfigError
 from semievol.pools import LABELED_READS, count_unlabeled, labeled_pool, unlabeled_pool
 from semievol.prompts import PromptBuilder
+from semievol.spool import Spool
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import (
     Candidates,
@@ -167,9 +168,9 @@ def ask(
 
 def shown_rows(ctx: StageContext) -> Iterator[Shown]:
     """The rows of the round."""
-    labeled = {e.id: e for e in labeled_pool(ctx)}
+    labeled = ById(labeled_pool(ctx))
     for example, near in zip(unlabeled_pool(ctx), ctx.read("retrieve/demonstrations", Demonstrations), strict=True):
-        yield Shown(example, [labeled[i] for i in near.demonstration_ids])
+        yield Shown(example, [labeled.get(i) for i in near.demonstration_ids])
 
 
 def row_prompts(
@@ -179,10 +180,11 @@ def row_prompts(
     tokens = ctx.backends.tokens
     limit = tokens.max_length - max_tokens(ctx.config, ctx.config.propagate.max_tokens)
     for example, shown in rows:
-        yield [
-            Prompt(example, slot, *fit_demonstrations(example, shown[: slot.k], builder, tokens, limit=limit))
-            for slot in slots
-        ]
+        # Slots of as many demonstrations share their prompt.
+        fitted = {
+            k: fit_demonstrations(example, shown[:k], builder, tokens, limit=limit) for k in {slot.k for slot in slots}
+        }
+        yield [Prompt(example, slot, *fitted[slot.k]) for slot in slots]
 
 
 def look_first(ctx: StageContext, plain: ConfigurationConfig) -> Iterator[FirstLook]:
@@ -204,7 +206,7 @@ def read_looks(ctx: StageContext) -> Iterator[FirstLook]:
     return ctx.run_dir.read_records(ctx.artifact("propagate/first_looks"), FirstLook)
 
 
-def ask_open(ctx: StageContext, configurations: Sequence[ConfigurationConfig], failed: list[Dropped]) -> StageStats:
+def ask_open(ctx: StageContext, configurations: Sequence[ConfigurationConfig], failed: Spool[Dropped]) -> StageStats:
     """Look first, then put the open rows and the audited ones to all configurations; says what that saved.
 
     Open rows whose requests failed go to `failed`; audited ones are settled all the same.
@@ -252,7 +254,7 @@ def ask_open(ctx: StageContext, configurations: Sequence[ConfigurationConfig], f
 def run(ctx: StageContext) -> StageStats:
     """Ask, and keep what failed apart."""
     configurations = draw_configurations(ctx.config.propagate, ctx.config.retrieve.k, ctx.seed("configurations"))
-    failed: list[Dropped] = []
+    failed = ctx.spool(Dropped)
     stats: Counter[str] = Counter()
     saved: StageStats = {}
     outcomes: Iterator[Candidates | Dropped]

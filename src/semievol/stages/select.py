@@ -11,6 +11,7 @@ then taken over those that are left. They may leave nothing.
 """
 
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -84,7 +85,9 @@ def run(ctx: StageContext) -> StageStats:
     def labels() -> Iterator[PseudoLabel]:
         return ctx.read("justify/pseudo_labels", PseudoLabel)
 
-    ranked = [uncertainty(x, config) for x in labels() if is_ranked(x, config) and below_minimum(x, config) is None]
+    ranked = array(
+        "d", (uncertainty(x, config) for x in labels() if is_ranked(x, config) and below_minimum(x, config) is None)
+    )
     threshold = find_threshold(ranked, config)
     n_unmeasured = sum(x == math.inf for x in ranked)
     if ranked and n_unmeasured == len(ranked):
