@@ -16,17 +16,15 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from typing_extensions import Self
 
 from semievol.backends.openai_budget import Budget
-from semievol.backends.openai_client import Fault, MalformedAnswer, address, classify, open_async_client, to_exception
+from semievol.backends.openai_client import Fault, MalformedAnswer, address, classify, to_exception
+from semievol.backends.openai_posting import Poster
 from semievol.config import EndpointConfig
 from semievol.errors import SemiEvolError
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
 
 T = TypeVar("T")
 
@@ -49,7 +47,7 @@ class Cost(NamedTuple):
 
     def of(self, usage: Mapping[str, Any] | None) -> float:
         """By the tokens that the server counted; the most there can be where it counted none."""
-        if not usage:
+        if not isinstance(usage, Mapping) or not usage:
             return self.most
         prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
         return prompt * self.input_price + completion * self.output_price
@@ -112,7 +110,7 @@ class Caller:
     def __init__(self, config: EndpointConfig, budget: Budget) -> None:
         self.config, self.budget = config, budget
         self.n_requests = 0
-        self._client: AsyncOpenAI = open_async_client(config)
+        self._poster = Poster(config)
         self._limit = ConcurrencyLimit(config.max_concurrency)
         self._stopping = False
         self._random = random.Random()
@@ -128,11 +126,19 @@ class Caller:
     ) -> None:
         if self._thread.is_alive():
             with suppress(TimeoutError):  # what is left open ends with the thread
-                asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result(timeout=5)
+                asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(timeout=5)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=5)
             self._loop.close()
             self.budget.close()
+
+    async def _end(self) -> None:
+        """Cancel what is under way, so that what it may have cost is written down, and close all connections."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._poster.close()
 
     def start(self, work: Coroutine[Any, Any, Any], answers: "queue.SimpleQueue[Any]") -> "Future[Any]":
         """Begin `work`; what it returns or raises is put into `answers`."""
@@ -152,14 +158,14 @@ class Caller:
 
     async def list_models(self) -> set[str]:
         """Names of the models that the endpoint serves."""
-        return {model.id async for model in self._client.models.list()}
+        return {model.id async for model in self._poster.client.models.list()}
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Ask vLLM to serve the LoRA adapter in `path`, a folder that it sees, as `name`."""
         import httpx2
 
         body = {"lora_name": name, "lora_path": path}
-        await self._client.post("/load_lora_adapter", body=body, cast_to=httpx2.Response)
+        await self._poster.client.post("/load_lora_adapter", body=body, cast_to=httpx2.Response)
 
     async def post(
         self, path: str, body: Mapping[str, Any], model: str, cost: Cost, read: Callable[[dict[str, Any]], T]
@@ -196,7 +202,10 @@ class Caller:
             if outcome.retry_after_seconds is not None:
                 wait = outcome.retry_after_seconds * self._random.uniform(1.0, 1.25)
             if self._stopping or time.monotonic() + wait >= end:
-                raise RowFault(f"given up after {attempt} tries in {self.config.timeout_seconds:g} s: {outcome.text}")
+                limit = f"the next try, in {wait:.0f} s, would pass timeout_seconds: {self.config.timeout_seconds:g}"
+                why = "the work stops" if self._stopping else limit
+                tries = "1 try" if attempt == 1 else f"{attempt} tries"
+                raise RowFault(f"given up after {tries} ({why}): {outcome.text}")
             self._limit.release()
             try:
                 await asyncio.sleep(wait)
@@ -213,7 +222,7 @@ class Caller:
         read: Callable[[dict[str, Any]], T],
     ) -> "T | Fault":
         """One attempt: what was read, or what went wrong."""
-        import httpx2
+        import anyio
 
         reservation = await self.budget.reserve(cost.most)
         started_at = time.monotonic()
@@ -222,8 +231,8 @@ class Caller:
         seconds = max(0.1, (end - started_at) / 2)
         spent = cost.most
         try:
-            sent = self._client.post(path, body=body, cast_to=httpx2.Response, options={"timeout": seconds})
-            answer = _read_json(await asyncio.wait_for(sent, seconds))
+            with anyio.fail_after(seconds):
+                answer = _read_json(await self._poster.post(path, body, model, seconds))
             spent = cost.of(answer.get("usage"))
             found = read(answer)
             self._limit.answered()

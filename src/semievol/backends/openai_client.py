@@ -4,8 +4,13 @@ What is asked for stands in the config alone: no address is taken from the envir
 that the config names, and `redact` takes it out of every text that may reach a person or a file.
 """
 
+import math
 import os
 import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -16,11 +21,14 @@ from semievol.errors import ConfigError, GenerationError, SemiEvolError
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from httpx2 import AsyncClient
     from openai import AsyncOpenAI, OpenAI
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
 """Sent to servers that want no key: the client refuses an empty one."""
+IDLE_SECONDS = 4.0
+"""After which an unused connection is closed: servers do so after 5 (uvicorn), and a request may cross that."""
 
 _KEY_SHAPES = re.compile(r"\b(?:sk|ek|rk)-[A-Za-z0-9_*\-]{4,}|(?<=Bearer )[^\s\"']+")
 
@@ -43,6 +51,11 @@ def read_key(config: EndpointConfig) -> str:
         raise ConfigError(
             f"the key for {address(config)} is missing: set the environment variable {config.api_key_env}, or name "
             "another one in api_key_env (null for a server that wants no key)"
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(
+            f"the environment variable {config.api_key_env} holds no key: there are characters in it that no key has, "
+            "such as spaces or line breaks"
         )
     return key
 
@@ -69,7 +82,7 @@ def open_async_client(config: EndpointConfig) -> "AsyncOpenAI":
     import httpx2
 
     n = config.max_concurrency
-    limits = httpx2.Limits(max_connections=n, max_keepalive_connections=n)
+    limits = httpx2.Limits(max_connections=n, max_keepalive_connections=n, keepalive_expiry=IDLE_SECONDS)
     http_client = package.DefaultAsyncHttpxClient(verify=_tls(), limits=limits, timeout=config.timeout_seconds)
     settings = {
         "api_key": read_key(config),
@@ -82,6 +95,16 @@ def open_async_client(config: EndpointConfig) -> "AsyncOpenAI":
         return client
     client = package.AsyncOpenAI(**settings, base_url=address(config))
     return client
+
+
+def open_lane() -> "AsyncClient":
+    """An HTTP client with one connection, which follows no redirection."""
+    package = require("openai", extra="openai")
+    import httpx2
+
+    limits = httpx2.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_SECONDS)
+    lane: AsyncClient = package.DefaultAsyncHttpxClient(verify=_tls(), limits=limits, follow_redirects=False)
+    return lane
 
 
 @cache
@@ -162,7 +185,7 @@ def _classify_status(error: Any, config: EndpointConfig, model: str) -> Fault:
         )
     if status in (408, 409, 425, 429) or status >= 500:
         throttles = status in (429, 503, 529)
-        return Fault("transient", f"{status}: {said}", _retry_after(error.response.headers), throttles=throttles)
+        return Fault("transient", f"{status}: {said}", wait_asked_for(error.response.headers), throttles=throttles)
     return Fault("permanent", f"{status} {code}: {said}".replace(" :", ":"))
 
 
@@ -175,13 +198,16 @@ def to_exception(fault: Fault) -> SemiEvolError:
     return GenerationError(fault.text) if "no quota left" in fault.text else ConfigError(fault.text)
 
 
-def _retry_after(headers: Any) -> float | None:
-    """Seconds from `retry-after-ms` or `retry-after`; None if neither is a number of them."""
+def wait_asked_for(headers: Mapping[str, str]) -> float | None:
+    """Seconds from `retry-after-ms`, or from `retry-after` as a number or a date (RFC 9110, 10.2.3); None without."""
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers.get(name, "")) * scale)
-        except ValueError:
-            continue
+        with suppress(ValueError):
+            if math.isfinite(seconds := float(headers.get(name, "")) * scale):
+                return max(0.0, seconds)
+    with suppress(ValueError):
+        moment = parsedate_to_datetime(headers.get("retry-after", ""))
+        zoned = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return max(0.0, (zoned - datetime.now(timezone.utc)).total_seconds())
     return None
 
 
