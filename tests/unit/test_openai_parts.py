@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
@@ -167,13 +168,36 @@ def test_limit_halves_once_a_round_and_grows_by_one_a_round():
         limit.throttled(1.0, None)  # was under way together with the first
         assert limit.limit == 8
         for _ in range(8):
-            limit.answered()
+            limit.answered(0.1)
         assert limit.limit == pytest.approx(9, abs=0.1)
         for _ in range(300):
-            limit.answered()
+            limit.answered(0.1)
         assert limit.limit == 16
 
     asyncio.run(check())
+
+
+def test_requests_of_a_known_length_start_spread_over_half_of_it():
+    async def check() -> float:
+        limit = ConcurrencyLimit(8)
+        limit.answered(0.4)
+        start = time.monotonic()
+        for _ in range(8):
+            await limit.acquire()
+        return time.monotonic() - start
+
+    assert 7 / 8 * 0.2 - 0.01 <= asyncio.run(check()) < 0.4
+
+
+def test_limit_waits_as_long_as_the_server_asks():
+    async def check() -> float:
+        limit = ConcurrencyLimit(2)
+        limit.throttled(time.monotonic(), 0.15)
+        start = time.monotonic()
+        await limit.acquire()
+        return time.monotonic() - start
+
+    assert asyncio.run(check()) >= 0.14
 
 
 def test_limit_lets_so_many_through_and_no_more():

@@ -29,6 +29,12 @@ from semievol.errors import SemiEvolError
 T = TypeVar("T")
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 30.0
+UNREACHABLE_SECONDS = 15.0
+"""Longest time for a server that refuses connections and has answered nothing yet: it is not there."""
+SMOOTHING = 0.1
+"""Weight of the newest answer in the mean time of an answer."""
+TIMER_SECONDS = 0.002
+"""By which timers of an event loop may be late: starts catch up by so much."""
 
 
 class RowFault(Exception):
@@ -54,7 +60,11 @@ class Cost(NamedTuple):
 
 
 class ConcurrencyLimit:
-    """How many requests may be under way. Used from one event loop."""
+    """How many requests may be under way, and how close together they start. Used from one event loop.
+
+    Requests that start together are answered together, and then wait for one another here. So starts keep half of the
+    distance that they would have if they were spread evenly over the time of an answer.
+    """
 
     def __init__(self, most: int) -> None:
         self.limit = float(most)
@@ -63,14 +73,17 @@ class ConcurrencyLimit:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._resume_at = 0.0
         self._decreased_at = 0.0
+        self._answer_seconds = 0.0
+        """Smoothed; 0 while none has come."""
+        self._next_at = 0.0
+        """When the next one may start."""
+        self._is_wake_planned = False
 
     async def acquire(self) -> None:
         """Wait for a place, first come first served."""
-        if not self._waiters and self._n < int(self.limit) and time.monotonic() >= self._resume_at:
-            self._n += 1
-            return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
+        self._wake()
         try:
             await waiter
         except asyncio.CancelledError:
@@ -83,9 +96,10 @@ class ConcurrencyLimit:
         self._n -= 1
         self._wake()
 
-    def answered(self) -> None:
-        """The server keeps up: one more for each round of answers."""
+    def answered(self, seconds: float) -> None:
+        """The server keeps up, after `seconds`: one more for each round of answers."""
         self.limit = min(self._most, self.limit + 1 / self.limit)
+        self._answer_seconds += SMOOTHING * (seconds - self._answer_seconds) if self._answer_seconds else seconds
 
     def throttled(self, started_at: float, wait_seconds: float | None) -> None:
         """The server does not: half as many, once for all that were under way together."""
@@ -94,14 +108,28 @@ class ConcurrencyLimit:
             self.limit, self._decreased_at = max(1.0, self.limit / 2), now
         if wait_seconds:
             self._resume_at = max(self._resume_at, now + min(wait_seconds, LONGEST_WAIT_SECONDS))
-            asyncio.get_running_loop().call_later(self._resume_at - now, self._wake)
 
     def _wake(self) -> None:
-        while self._waiters and self._n < int(self.limit) and time.monotonic() >= self._resume_at:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self._n += 1
-                waiter.set_result(None)
+        now = time.monotonic()
+        while self._waiters and self._n < int(self.limit):
+            if self._waiters[0].done():
+                self._waiters.popleft()
+                continue
+            if now < max(self._resume_at, self._next_at):
+                self._plan_wake(max(self._resume_at, self._next_at) - now)
+                return
+            self._n += 1
+            self._next_at = max(self._next_at, now - TIMER_SECONDS) + self._answer_seconds / self.limit / 2
+            self._waiters.popleft().set_result(None)
+
+    def _plan_wake(self, seconds: float) -> None:
+        if not self._is_wake_planned:
+            self._is_wake_planned = True
+            asyncio.get_running_loop().call_later(seconds, self._wake_as_planned)
+
+    def _wake_as_planned(self) -> None:
+        self._is_wake_planned = False
+        self._wake()
 
 
 class Caller:
@@ -112,7 +140,7 @@ class Caller:
         self.n_requests = 0
         self._poster = Poster(config)
         self._limit = ConcurrencyLimit(config.max_concurrency)
-        self._stopping = False
+        self._stopping = self._is_there = False
         self._random = random.Random()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="semievol-openai", daemon=True)
@@ -152,8 +180,8 @@ class Caller:
         """Run `work` to its end."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def stop_repeating(self) -> None:
-        """The work is given up: what is under way may end, and nothing is sent again."""
+    def stop_sending(self) -> None:
+        """The work is given up: what is under way may end, and nothing more is sent."""
         self._stopping = True
 
     async def list_models(self) -> set[str]:
@@ -178,6 +206,8 @@ class Caller:
         """
         await self._limit.acquire()
         try:
+            if self._stopping:
+                raise RowFault("not sent, as the work stops")
             return await self._repeat(path, body, model, cost, read)
         finally:
             self._limit.release()
@@ -186,7 +216,8 @@ class Caller:
         self, path: str, body: Mapping[str, Any], model: str, cost: Cost, read: Callable[[dict[str, Any]], T]
     ) -> T:
         """Try until it is answered. A request that waits to be sent again gives its place to others."""
-        end = time.monotonic() + self.config.timeout_seconds
+        start, seconds = time.monotonic(), self.config.timeout_seconds
+        end = start + seconds
         attempt = 0
         while True:
             outcome = await self._try(path, body, model, cost, end, read)
@@ -201,11 +232,16 @@ class Caller:
             wait = self._random.uniform(backoff / 2, backoff)
             if outcome.retry_after_seconds is not None:
                 wait = outcome.retry_after_seconds * self._random.uniform(1.0, 1.25)
+            self._is_there |= not outcome.refused
+            patience = f"within timeout_seconds: {seconds:g}"
+            if not self._is_there:
+                end, patience = min(end, start + UNREACHABLE_SECONDS), "of a server that has not answered so far"
             if self._stopping or time.monotonic() + wait >= end:
-                limit = f"the next try, in {wait:.0f} s, would pass timeout_seconds: {self.config.timeout_seconds:g}"
-                why = "the work stops" if self._stopping else limit
                 tries = "1 try" if attempt == 1 else f"{attempt} tries"
-                raise RowFault(f"given up after {tries} ({why}): {outcome.text}")
+                why = (
+                    "and no more, as the work stops" if self._stopping else f"{patience}, the next one in {wait:.0f} s"
+                )
+                raise RowFault(f"given up after {tries} {why}: {outcome.text}")
             self._limit.release()
             try:
                 await asyncio.sleep(wait)
@@ -235,7 +271,8 @@ class Caller:
                 answer = _read_json(await self._poster.post(path, body, model, seconds))
             spent = cost.of(answer.get("usage"))
             found = read(answer)
-            self._limit.answered()
+            self._is_there = True
+            self._limit.answered(time.monotonic() - started_at)
             return found
         except (SemiEvolError, asyncio.CancelledError):
             raise

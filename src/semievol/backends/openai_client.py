@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from semievol.backends.base import require
-from semievol.config import EndpointConfig
+from semievol.config import EndpointConfig, OpenAIEmbedderConfig
 from semievol.errors import ConfigError, GenerationError, SemiEvolError
 
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ class Fault(NamedTuple):
     """Whether the server may have done the work: the answer was lost on the way."""
     throttles: bool = False
     """Whether the server says, or shows, that it has too much to do."""
+    refused: bool = False
+    """Whether there was no connection at all."""
 
 
 def classify(error: Exception, config: EndpointConfig, model: str) -> Fault:
@@ -159,7 +161,9 @@ def classify(error: Exception, config: EndpointConfig, model: str) -> Fault:
         cause = error.__cause__
         refused = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
         detail = redact(_one_line(str(cause or error)), config)
-        return Fault("transient", f"no connection to {address(config)}: {detail}", may_be_billed=not refused)
+        return Fault(
+            "transient", f"no connection to {address(config)}: {detail}", may_be_billed=not refused, refused=refused
+        )
     if isinstance(error, MalformedAnswer):
         return Fault("transient", redact(_one_line(str(error)), config), may_be_billed=True)
     raise error
@@ -175,8 +179,8 @@ def _classify_status(error: Any, config: EndpointConfig, model: str) -> Fault:
     if status == 404:
         what = "deployment" if config.azure else "model"
         return _wrong(
-            f"{address(config)} knows no {what} {model} ({said}); check model.path and the address, or that the model "
-            "has not been shut down"
+            f"{address(config)} knows no {what} {model} ({said}); check {_model_key(config)} and the address, or that "
+            "the model has not been shut down"
         )
     if status == 429 and "quota" in f"{code} {said}".lower() and "insufficient" in f"{code} {said}".lower():
         return _wrong(
@@ -187,6 +191,13 @@ def _classify_status(error: Any, config: EndpointConfig, model: str) -> Fault:
         throttles = status in (429, 503, 529)
         return Fault("transient", f"{status}: {said}", wait_asked_for(error.response.headers), throttles=throttles)
     return Fault("permanent", f"{status} {code}: {said}".replace(" :", ":"))
+
+
+def _model_key(config: EndpointConfig) -> str:
+    """Config key that names the model."""
+    if isinstance(config, OpenAIEmbedderConfig):
+        return "embedder.model"
+    return "generator.model" if getattr(config, "model", None) else "model.path"
 
 
 def _wrong(text: str) -> Fault:

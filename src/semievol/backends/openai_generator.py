@@ -122,15 +122,16 @@ class OpenAIGenerator:
                     if stop is not None:
                         raise
                     stop = interrupt
-                    self._caller.stop_repeating()
+                    self._caller.stop_sending()
                     logger.info("waiting for %d answers that are under way; Ctrl-C again gives them up", n_under_way)
                     continue
                 n_under_way -= 1
                 if isinstance(outcome, BaseException):
                     stop = stop or outcome
-                    self._caller.stop_repeating()
+                    self._caller.stop_sending()
                     continue
-                yield outcome
+                if stop is None or outcome.error is None:  # what was given up is asked for again by the next run
+                    yield outcome
             if stop is not None:
                 raise stop
         finally:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import httpx2
     from openai import AsyncOpenAI
 
-_OF_ONE_REQUEST = (b"content-length", b"idempotency-key")
+_LEFT_OUT = (b"content-length", b"idempotency-key", b"x-stainless-")
+"""Starts of headers that belong to one request, or describe the package and this machine."""
 
 
 class Poster:
@@ -28,7 +29,8 @@ class Poster:
 
     def __init__(self, config: EndpointConfig) -> None:
         self.client: AsyncOpenAI = open_async_client(config)
-        self._forms: dict[tuple[str, str], httpx2.Request] = {}
+        self._forms: dict[tuple[str, str], tuple[httpx2.URL, list[tuple[bytes, bytes]]]] = {}
+        """Address and headers by route and model."""
         self._lanes: list[httpx2.AsyncClient] = []
         """Those that are free; the last one used is taken first, so that its connection is still open."""
 
@@ -51,10 +53,10 @@ class Poster:
         timeout = {"connect": seconds, "read": None, "write": None, "pool": None}
         if form is None:
             return await self._post_with_package(path, body, model, timeout)
-        headers = [(k, v) for k, v in form.headers.raw if k.lower() not in _OF_ONE_REQUEST]
+        url, headers = form
         # Escaped, so that half of a surrogate pair in a row reaches the server, too.
         content = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
-        request = httpx2.Request("POST", form.url, headers=headers, content=content, extensions={"timeout": timeout})
+        request = httpx2.Request("POST", url, headers=headers, content=content, extensions={"timeout": timeout})
         try:
             with self._lane() as lane:
                 response = await lane.send(request)
@@ -79,8 +81,10 @@ class Poster:
 
         options: Any = {"timeout": httpx2.Timeout(**timeout)}
         response = await self.client.post(path, body=body, cast_to=httpx2.Response, options=options)
-        if response.request.method == "POST":
-            self._forms[path, model] = response.request
+        request = response.request
+        if request.method == "POST":
+            lasting = [(k, v) for k, v in request.headers.raw if not k.lower().startswith(_LEFT_OUT)]
+            self._forms[path, model] = request.url, lasting
         return response
 
     @contextmanager
