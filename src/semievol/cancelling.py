@@ -69,7 +69,7 @@ def _with_server(config: EndpointConfig, folders: list[Path], cancel: Any) -> li
         except SemiEvolError:
             raise
         except Exception as error:
-            raise to_exception(server.fault(error, "this run")) from error
+            raise to_exception(server.fault(error, "this run")) from None
 
 
 def _cancel_jobs(server: Server, folder: Path) -> Iterator[Stopped]:

@@ -4,6 +4,9 @@ A chat API cannot be asked how likely a given text is. But if the model begins i
 answers share ("Answer:"), then the alternatives listed at the next token are what the exact score is: the
 log-probability of the token in which the answers differ, given the prompt and the shared start. That holds for answers
 that differ in one token each, as letters do; the others have no score here, and nothing is made up for them.
+
+A model that writes in lower case alone ("answer: b"), as uncased ones do, is read in lower case: each answer then has
+the likeliest of the listed tokens that say it.
 """
 
 import math
@@ -48,15 +51,25 @@ def read_choices(completion: Completion, completions: Sequence[str]) -> ChoiceRe
     """
     if not completion.top_logprobs:
         return None
+    rows = list(zip(completion.tokens, completion.token_logprobs, completion.top_logprobs, strict=True))
+    reading = _read(rows, completions)
+    lowered = [text.lower() for text in completions]
+    if reading is not None or len(set(lowered)) < len(lowered):
+        return reading
+    return _read([(t.lower(), lp, tuple((o.lower(), x) for o, x in listed)) for t, lp, listed in rows], lowered)
+
+
+def _read(
+    rows: Sequence[tuple[str, float, tuple[tuple[str, float], ...]]], completions: Sequence[str]
+) -> ChoiceReading | None:
+    """`rows`: each token with its log-probability and the alternatives, likeliest first."""
     shared = _shared_start(completions)
     text, prefix_logprob = "", 0.0
-    for token, logprob, listed in zip(
-        completion.tokens, completion.token_logprobs, completion.top_logprobs, strict=True
-    ):
+    for token, logprob, listed in rows:
         if shared.startswith(text + token):
             text, prefix_logprob = text + token, prefix_logprob + logprob
             continue
-        known = {**dict(listed), token: logprob}
+        known = {**dict(reversed(listed)), token: logprob}
         scores = tuple(_score(c, text, completions, known) for c in completions)
         return ChoiceReading(scores, prefix_logprob) if any(s is not None for s in scores) else None
     return None

@@ -145,6 +145,7 @@ def _run_locked(
 ) -> None:
     fingerprints = fingerprint_steps(config, run_dir, backends, steps)
     left = _steps_to_run(config, run_dir, steps, fingerprints)
+    stages = {step.stage.name for step in steps}
     for step in steps:
         fingerprint = fingerprints[step.name]
         if step.name not in left:
@@ -153,6 +154,8 @@ def _run_locked(
         ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round)
         if config.generator.type in HOSTED and step.stage.name not in ("data", "report"):
             _check_server(ctx)
+        if config.embedder.type in HOSTED and step.stage.name in ("adapt", "warmup") and "retrieve" in stages:
+            backends.retriever().index(["probe"], ["Is anybody there?"])  # fails here, before a training is paid for
         if shared is None:
             _run_step(ctx, step, fingerprint)
         else:

@@ -122,13 +122,16 @@ class CausalEngine:
         stopped = drawn[-1].token in self._stops
         tokens, ids, before = [], [], ""
         for token, logprob, top in drawn[: len(drawn) - stopped]:
+            others = tuple((self._piece(ids, before, i), lp) for i, lp in top)
+            tokens.append(Token(self._piece(ids, before, token), logprob, others))
             ids.append(token)
-            text = self._tokenizer.decode(ids, skip_special_tokens=True)
-            piece = text[len(before) :] if text.startswith(before) else self._tokenizer.decode([token])
-            before = text
-            others = tuple((piece if i == token else self._tokenizer.decode([i]), lp) for i, lp in top)
-            tokens.append(Token(piece, logprob, others))
+            before = self._tokenizer.decode(ids, skip_special_tokens=True)
         return Answer(tuple(tokens), "stop" if stopped else "length")
+
+    def _piece(self, ids: list[int], before: str, token: int) -> str:
+        """What `token` adds to the text `before` of `ids`: with WordPiece the space stands between tokens, in none."""
+        text = self._tokenizer.decode([*ids, token], skip_special_tokens=True)
+        return text[len(before) :] if text.startswith(before) else self._tokenizer.decode([token])
 
     def _rows(self, chat: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], int]]:
         """(token ids, where the completion begins) of every assistant turn whose weight is not 0."""

@@ -47,8 +47,9 @@ class Gate:
         route = scope["method"] + " " + _ID.sub(r"/\1/{id}", scope["path"])
         state.counters.requests[route] += 1
         self._log(route, headers, body)
-        if headers.get("authorization") != f"Bearer {self._api_key}" and headers.get("api-key") != self._api_key:
-            raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
+        given = headers.get("api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        if given != self._api_key:  # quoted, as careless servers do
+            raise ApiError(401, f"Incorrect API key provided: {given}.", code="invalid_api_key")
         content = content_hash({"path": scope["path"], "body": body.decode(errors="replace")})
         crowded = 0 < faults.max_in_flight < state.counters.in_flight
         if crowded or faults.strikes("rate_limit", route, content):

@@ -222,3 +222,11 @@ def test_budget_ends_a_run_that_goes_on_with_a_larger_one(emulator, files, tmp_p
     run_dir = in_process(settings(emulator, files, tmp_path, generator={"max_requests": 10_000}), "evaluate")
     assert decisions(run_dir) == expected
     assert emulator.counters()["requests"][CHAT] == n_undisturbed
+
+
+def test_unknown_embedding_model_stops_the_run_before_a_training(emulator, files, tmp_path):
+    config = settings(emulator, files, tmp_path)
+    config["embedder"]["model"] = "none-3"
+    with pytest.raises(ConfigError, match=r"knows no model none-3 .* check embedder\.model"):
+        in_process(config)
+    assert not any("fine_tuning" in route for route in emulator.counters()["requests"])

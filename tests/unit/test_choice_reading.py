@@ -66,3 +66,15 @@ def test_answer_of_several_tokens_has_no_score():
     texts = ("Answer: very good", "Answer: bad")
     found = read_choices(completion(*START, (" very", {" very": -0.5, " bad": -1.0})), texts)
     assert found.logprobs == (None, -1.0)
+
+
+def test_model_without_capitals_is_read_in_lower_case():
+    start = (("answer", {"answer": -0.1}), (":", {":": -0.2}))
+    found = read_choices(completion(*start, (" b", {" b": -0.5, " a": -1.5, " A": -4.0, " c": -3.0})), LETTERS)
+    assert found.logprobs == (-1.5, -0.5, -3.0)
+    assert found.prefix_logprob == pytest.approx(-0.3)
+
+
+def test_answers_that_differ_in_capitals_alone_are_not_read_in_lower_case():
+    assert read_choices(completion(("x", {"x": -0.5, "y": -1.5})), ("X", "x", "Y")).logprobs == (None, -0.5, None)
+    assert read_choices(completion(("y", {"y": -0.5})), ("X", "x", "Y")) is None

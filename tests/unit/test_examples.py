@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from semievol.checking import check_run
 from semievol.config import load_config, parse_config
+from tests.pipeline.conftest import write_task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +30,19 @@ BLOCKS = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "backends.md").read
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_config_in_the_backend_docs_is_valid(block):
     assert parse_config({"data": DATA} | yaml.safe_load(block)).generator.type.startswith("openai")
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_config_in_the_backend_docs_passes_the_check(block, tmp_path, monkeypatch, tiny_llama_dir):
+    for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "sk-of-a-test")
+    data = write_task(tmp_path, {"labeled": 12, "unlabeled": 8, "test": 6})
+    raw = {"data": data, "output_dir": str(tmp_path / "run")} | yaml.safe_load(block)
+    if (
+        "trainer" not in raw
+    ):  # trained here: the check opens the model's config and tokenizer, and nothing is downloaded
+        raw["model"]["path"] = tiny_llama_dir
+    assert check_run(parse_config(raw)).faults == []
 
 
 def test_configuration_docs_are_current():

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import time
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from semievol.backends.openai_budget import Budget, read_ledger
 from semievol.backends.openai_calls import ConcurrencyLimit
 from semievol.backends.openai_chat import Abilities, chat_body, read_answer, sample_seed
-from semievol.backends.openai_client import MalformedAnswer, redact
+from semievol.backends.openai_client import MalformedAnswer, read_key, redact, wait_asked_for
 from semievol.backends.openai_embed import read_embeddings
 from semievol.backends.openai_tokens import OpenAITokens, most_tokens
 from semievol.config import EndpointConfig, ModelConfig, OpenAIGeneratorConfig, PricesConfig, parse_config
@@ -65,7 +68,18 @@ def test_held_back_answer_is_a_refusal():
     assert "filter" in read_answer(payload(text="", finish="content_filter"), "raw").refusal
 
 
-@pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [{}]}, {"choices": "no"}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"choices": []},
+        {"choices": [{}]},
+        {"choices": "no"},
+        {"choices": [{"message": {"content": ["B"]}}]},
+        {"choices": [{"message": {"content": "B"}, "logprobs": "no"}]},
+        {"choices": [{"message": {"content": "B"}}], "usage": "no"},
+    ],
+)
 def test_answer_that_is_none_is_malformed(answer):
     with pytest.raises(MalformedAnswer):
         read_answer(answer, "raw")
@@ -95,6 +109,14 @@ def test_key_is_taken_out_of_texts(monkeypatch):
     assert "abcd" not in said
 
 
+@pytest.mark.parametrize("key", ["sk-ü", "sk-one\nsk-two", "Bearer sk-one"])
+def test_what_can_be_no_key_is_refused_without_being_quoted(monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(ConfigError, match="MY_KEY holds no key") as caught:
+        read_key(EndpointConfig(api_key_env="MY_KEY"))
+    assert "sk-" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "section",
     [
@@ -118,6 +140,27 @@ def test_exact_scores_are_refused_for_servers():
 # Limits
 
 
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_wait_that_a_server_asks_for_is_a_number_or_a_date(headers, seconds):
+    assert wait_asked_for(headers) == seconds
+
+
+def test_wait_until_a_date_is_counted_from_now():
+    moment = datetime.now(timezone.utc) + timedelta(seconds=90)
+    assert wait_asked_for({"retry-after": format_datetime(moment, usegmt=True)}) == pytest.approx(90, abs=5)
+
+
 def test_limit_halves_once_a_round_and_grows_by_one_a_round():
     async def check() -> None:
         limit = ConcurrencyLimit(16)
@@ -125,13 +168,36 @@ def test_limit_halves_once_a_round_and_grows_by_one_a_round():
         limit.throttled(1.0, None)  # was under way together with the first
         assert limit.limit == 8
         for _ in range(8):
-            limit.answered()
+            limit.answered(0.1)
         assert limit.limit == pytest.approx(9, abs=0.1)
         for _ in range(300):
-            limit.answered()
+            limit.answered(0.1)
         assert limit.limit == 16
 
     asyncio.run(check())
+
+
+def test_requests_of_a_known_length_start_spread_over_half_of_it():
+    async def check() -> float:
+        limit = ConcurrencyLimit(8)
+        limit.answered(0.4)
+        start = time.monotonic()
+        for _ in range(8):
+            await limit.acquire()
+        return time.monotonic() - start
+
+    assert 7 / 8 * 0.2 - 0.01 <= asyncio.run(check()) < 0.4
+
+
+def test_limit_waits_as_long_as_the_server_asks():
+    async def check() -> float:
+        limit = ConcurrencyLimit(2)
+        limit.throttled(time.monotonic(), 0.15)
+        start = time.monotonic()
+        await limit.acquire()
+        return time.monotonic() - start
+
+    assert asyncio.run(check()) >= 0.14
 
 
 def test_limit_lets_so_many_through_and_no_more():

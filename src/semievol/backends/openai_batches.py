@@ -94,10 +94,8 @@ def submit(server: Server, lines: Sequence[Line], model: str, records: BatchReco
         fault = server.fault(error, model)
         if fault.kind != "transient":
             records.remove(record)
-            raise to_exception(fault) from error
-        raise GenerationError(
-            f"no batch could be sent to {server.address}: {fault.text}; run again to go on"
-        ) from error
+            raise to_exception(fault) from None
+        raise GenerationError(f"no batch could be sent to {server.address}: {fault.text}; run again to go on") from None
     logger.info("batch %s was created: %d requests to %s", batch.id, len(lines), model)
     return records.write(replace(record, batch=batch.id, status=batch.status))
 
@@ -171,7 +169,7 @@ def _look(server: Server, record: BatchRecord) -> "Batch | None":
     except Exception as error:
         fault = server.fault(error, record.model)
         if fault.kind != "transient":
-            raise to_exception(fault) from error
+            raise to_exception(fault) from None
         logger.info("batch %s cannot be looked at (%s); waiting on", record.batch, fault.text)
         return None
 
@@ -207,8 +205,8 @@ def _download(server: Server, file_id: str, model: str, n_expected: int) -> Read
         except Exception as error:
             fault = server.fault(error, model)
             if fault.kind != "transient":
-                raise to_exception(fault) from error
-            raise GenerationError(f"results {file_id} cannot be fetched: {fault.text}; run again to go on") from error
+                raise to_exception(fault) from None
+            raise GenerationError(f"results {file_id} cannot be fetched: {fault.text}; run again to go on") from None
         best = max(best, reading, key=lambda r: len(r.outcomes))
         if not reading.n_broken and len({o.custom_id for o in reading.outcomes}) >= n_expected:
             break

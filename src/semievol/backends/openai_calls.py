@@ -16,21 +16,25 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from typing_extensions import Self
 
 from semievol.backends.openai_budget import Budget
-from semievol.backends.openai_client import Fault, MalformedAnswer, address, classify, open_async_client, to_exception
+from semievol.backends.openai_client import Fault, MalformedAnswer, address, classify, to_exception
+from semievol.backends.openai_posting import Poster
 from semievol.config import EndpointConfig
 from semievol.errors import SemiEvolError
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
 
 T = TypeVar("T")
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 30.0
+UNREACHABLE_SECONDS = 15.0
+"""Longest time for a server that refuses connections and has answered nothing yet: it is not there."""
+SMOOTHING = 0.1
+"""Weight of the newest answer in the mean time of an answer."""
+TIMER_SECONDS = 0.002
+"""By which timers of an event loop may be late: starts catch up by so much."""
 
 
 class RowFault(Exception):
@@ -49,14 +53,18 @@ class Cost(NamedTuple):
 
     def of(self, usage: Mapping[str, Any] | None) -> float:
         """By the tokens that the server counted; the most there can be where it counted none."""
-        if not usage:
+        if not isinstance(usage, Mapping) or not usage:
             return self.most
         prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
         return prompt * self.input_price + completion * self.output_price
 
 
 class ConcurrencyLimit:
-    """How many requests may be under way. Used from one event loop."""
+    """How many requests may be under way, and how close together they start. Used from one event loop.
+
+    Requests that start together are answered together, and then wait for one another here. So starts keep half of the
+    distance that they would have if they were spread evenly over the time of an answer.
+    """
 
     def __init__(self, most: int) -> None:
         self.limit = float(most)
@@ -65,14 +73,17 @@ class ConcurrencyLimit:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._resume_at = 0.0
         self._decreased_at = 0.0
+        self._answer_seconds = 0.0
+        """Smoothed; 0 while none has come."""
+        self._next_at = 0.0
+        """When the next one may start."""
+        self._is_wake_planned = False
 
     async def acquire(self) -> None:
         """Wait for a place, first come first served."""
-        if not self._waiters and self._n < int(self.limit) and time.monotonic() >= self._resume_at:
-            self._n += 1
-            return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
+        self._wake()
         try:
             await waiter
         except asyncio.CancelledError:
@@ -85,9 +96,10 @@ class ConcurrencyLimit:
         self._n -= 1
         self._wake()
 
-    def answered(self) -> None:
-        """The server keeps up: one more for each round of answers."""
+    def answered(self, seconds: float) -> None:
+        """The server keeps up, after `seconds`: one more for each round of answers."""
         self.limit = min(self._most, self.limit + 1 / self.limit)
+        self._answer_seconds += SMOOTHING * (seconds - self._answer_seconds) if self._answer_seconds else seconds
 
     def throttled(self, started_at: float, wait_seconds: float | None) -> None:
         """The server does not: half as many, once for all that were under way together."""
@@ -96,14 +108,28 @@ class ConcurrencyLimit:
             self.limit, self._decreased_at = max(1.0, self.limit / 2), now
         if wait_seconds:
             self._resume_at = max(self._resume_at, now + min(wait_seconds, LONGEST_WAIT_SECONDS))
-            asyncio.get_running_loop().call_later(self._resume_at - now, self._wake)
 
     def _wake(self) -> None:
-        while self._waiters and self._n < int(self.limit) and time.monotonic() >= self._resume_at:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self._n += 1
-                waiter.set_result(None)
+        now = time.monotonic()
+        while self._waiters and self._n < int(self.limit):
+            if self._waiters[0].done():
+                self._waiters.popleft()
+                continue
+            if now < max(self._resume_at, self._next_at):
+                self._plan_wake(max(self._resume_at, self._next_at) - now)
+                return
+            self._n += 1
+            self._next_at = max(self._next_at, now - TIMER_SECONDS) + self._answer_seconds / self.limit / 2
+            self._waiters.popleft().set_result(None)
+
+    def _plan_wake(self, seconds: float) -> None:
+        if not self._is_wake_planned:
+            self._is_wake_planned = True
+            asyncio.get_running_loop().call_later(seconds, self._wake_as_planned)
+
+    def _wake_as_planned(self) -> None:
+        self._is_wake_planned = False
+        self._wake()
 
 
 class Caller:
@@ -112,9 +138,9 @@ class Caller:
     def __init__(self, config: EndpointConfig, budget: Budget) -> None:
         self.config, self.budget = config, budget
         self.n_requests = 0
-        self._client: AsyncOpenAI = open_async_client(config)
+        self._poster = Poster(config)
         self._limit = ConcurrencyLimit(config.max_concurrency)
-        self._stopping = False
+        self._stopping = self._is_there = False
         self._random = random.Random()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="semievol-openai", daemon=True)
@@ -128,11 +154,19 @@ class Caller:
     ) -> None:
         if self._thread.is_alive():
             with suppress(TimeoutError):  # what is left open ends with the thread
-                asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result(timeout=5)
+                asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(timeout=5)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=5)
             self._loop.close()
             self.budget.close()
+
+    async def _end(self) -> None:
+        """Cancel what is under way, so that what it may have cost is written down, and close all connections."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._poster.close()
 
     def start(self, work: Coroutine[Any, Any, Any], answers: "queue.SimpleQueue[Any]") -> "Future[Any]":
         """Begin `work`; what it returns or raises is put into `answers`."""
@@ -146,20 +180,20 @@ class Caller:
         """Run `work` to its end."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def stop_repeating(self) -> None:
-        """The work is given up: what is under way may end, and nothing is sent again."""
+    def stop_sending(self) -> None:
+        """The work is given up: what is under way may end, and nothing more is sent."""
         self._stopping = True
 
     async def list_models(self) -> set[str]:
         """Names of the models that the endpoint serves."""
-        return {model.id async for model in self._client.models.list()}
+        return {model.id async for model in self._poster.client.models.list()}
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Ask vLLM to serve the LoRA adapter in `path`, a folder that it sees, as `name`."""
         import httpx2
 
         body = {"lora_name": name, "lora_path": path}
-        await self._client.post("/load_lora_adapter", body=body, cast_to=httpx2.Response)
+        await self._poster.client.post("/load_lora_adapter", body=body, cast_to=httpx2.Response)
 
     async def post(
         self, path: str, body: Mapping[str, Any], model: str, cost: Cost, read: Callable[[dict[str, Any]], T]
@@ -172,6 +206,8 @@ class Caller:
         """
         await self._limit.acquire()
         try:
+            if self._stopping:
+                raise RowFault("not sent, as the work stops")
             return await self._repeat(path, body, model, cost, read)
         finally:
             self._limit.release()
@@ -180,7 +216,8 @@ class Caller:
         self, path: str, body: Mapping[str, Any], model: str, cost: Cost, read: Callable[[dict[str, Any]], T]
     ) -> T:
         """Try until it is answered. A request that waits to be sent again gives its place to others."""
-        end = time.monotonic() + self.config.timeout_seconds
+        start, seconds = time.monotonic(), self.config.timeout_seconds
+        end = start + seconds
         attempt = 0
         while True:
             outcome = await self._try(path, body, model, cost, end, read)
@@ -195,8 +232,16 @@ class Caller:
             wait = self._random.uniform(backoff / 2, backoff)
             if outcome.retry_after_seconds is not None:
                 wait = outcome.retry_after_seconds * self._random.uniform(1.0, 1.25)
+            self._is_there |= not outcome.refused
+            patience = f"within timeout_seconds: {seconds:g}"
+            if not self._is_there:
+                end, patience = min(end, start + UNREACHABLE_SECONDS), "of a server that has not answered so far"
             if self._stopping or time.monotonic() + wait >= end:
-                raise RowFault(f"given up after {attempt} tries in {self.config.timeout_seconds:g} s: {outcome.text}")
+                tries = "1 try" if attempt == 1 else f"{attempt} tries"
+                why = (
+                    "and no more, as the work stops" if self._stopping else f"{patience}, the next one in {wait:.0f} s"
+                )
+                raise RowFault(f"given up after {tries} {why}: {outcome.text}")
             self._limit.release()
             try:
                 await asyncio.sleep(wait)
@@ -213,7 +258,7 @@ class Caller:
         read: Callable[[dict[str, Any]], T],
     ) -> "T | Fault":
         """One attempt: what was read, or what went wrong."""
-        import httpx2
+        import anyio
 
         reservation = await self.budget.reserve(cost.most)
         started_at = time.monotonic()
@@ -222,11 +267,12 @@ class Caller:
         seconds = max(0.1, (end - started_at) / 2)
         spent = cost.most
         try:
-            sent = self._client.post(path, body=body, cast_to=httpx2.Response, options={"timeout": seconds})
-            answer = _read_json(await asyncio.wait_for(sent, seconds))
+            with anyio.fail_after(seconds):
+                answer = _read_json(await self._poster.post(path, body, model, seconds))
             spent = cost.of(answer.get("usage"))
             found = read(answer)
-            self._limit.answered()
+            self._is_there = True
+            self._limit.answered(time.monotonic() - started_at)
             return found
         except (SemiEvolError, asyncio.CancelledError):
             raise

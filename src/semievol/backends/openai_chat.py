@@ -77,6 +77,13 @@ def read_answer(payload: Mapping[str, Any], kind: LogprobKind) -> Answer:
     Raises:
         MalformedAnswer: If it is no chat completion.
     """
+    try:
+        return _read_answer(payload, kind)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # lists where objects belong, and the like
+        raise MalformedAnswer(f"the answer is no chat completion: {error}") from None
+
+
+def _read_answer(payload: Mapping[str, Any], kind: LogprobKind) -> Answer:
     choices = payload.get("choices")
     if not isinstance(choices, list) or not choices:
         raise MalformedAnswer("the answer holds no choices")
@@ -88,6 +95,8 @@ def read_answer(payload: Mapping[str, Any], kind: LogprobKind) -> Answer:
         if not isinstance(message, Mapping):
             raise MalformedAnswer("a choice of the answer holds no message")
         text = message.get("content") or ""
+        if not isinstance(text, str):
+            raise MalformedAnswer("the content of a message is no text")
         if choice.get("finish_reason") == "content_filter" and not text:
             refusal = "the content filter of the server held the answer back"
             continue

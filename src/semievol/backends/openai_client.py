@@ -4,23 +4,31 @@ What is asked for stands in the config alone: no address is taken from the envir
 that the config names, and `redact` takes it out of every text that may reach a person or a file.
 """
 
+import math
 import os
 import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from semievol.backends.base import require
-from semievol.config import EndpointConfig
+from semievol.config import EndpointConfig, OpenAIEmbedderConfig
 from semievol.errors import ConfigError, GenerationError, SemiEvolError
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from httpx2 import AsyncClient
     from openai import AsyncOpenAI, OpenAI
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
 """Sent to servers that want no key: the client refuses an empty one."""
+IDLE_SECONDS = 4.0
+"""After which an unused connection is closed: servers do so after 5 (uvicorn), and a request may cross that."""
 
 _KEY_SHAPES = re.compile(r"\b(?:sk|ek|rk)-[A-Za-z0-9_*\-]{4,}|(?<=Bearer )[^\s\"']+")
 
@@ -43,6 +51,11 @@ def read_key(config: EndpointConfig) -> str:
         raise ConfigError(
             f"the key for {address(config)} is missing: set the environment variable {config.api_key_env}, or name "
             "another one in api_key_env (null for a server that wants no key)"
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(
+            f"the environment variable {config.api_key_env} holds no key: there are characters in it that no key has, "
+            "such as spaces or line breaks"
         )
     return key
 
@@ -69,7 +82,7 @@ def open_async_client(config: EndpointConfig) -> "AsyncOpenAI":
     import httpx2
 
     n = config.max_concurrency
-    limits = httpx2.Limits(max_connections=n, max_keepalive_connections=n)
+    limits = httpx2.Limits(max_connections=n, max_keepalive_connections=n, keepalive_expiry=IDLE_SECONDS)
     http_client = package.DefaultAsyncHttpxClient(verify=_tls(), limits=limits, timeout=config.timeout_seconds)
     settings = {
         "api_key": read_key(config),
@@ -82,6 +95,16 @@ def open_async_client(config: EndpointConfig) -> "AsyncOpenAI":
         return client
     client = package.AsyncOpenAI(**settings, base_url=address(config))
     return client
+
+
+def open_lane() -> "AsyncClient":
+    """An HTTP client with one connection, which follows no redirection."""
+    package = require("openai", extra="openai")
+    import httpx2
+
+    limits = httpx2.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_SECONDS)
+    lane: AsyncClient = package.DefaultAsyncHttpxClient(verify=_tls(), limits=limits, follow_redirects=False)
+    return lane
 
 
 @cache
@@ -122,6 +145,8 @@ class Fault(NamedTuple):
     """Whether the server may have done the work: the answer was lost on the way."""
     throttles: bool = False
     """Whether the server says, or shows, that it has too much to do."""
+    refused: bool = False
+    """Whether there was no connection at all."""
 
 
 def classify(error: Exception, config: EndpointConfig, model: str) -> Fault:
@@ -136,7 +161,9 @@ def classify(error: Exception, config: EndpointConfig, model: str) -> Fault:
         cause = error.__cause__
         refused = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
         detail = redact(_one_line(str(cause or error)), config)
-        return Fault("transient", f"no connection to {address(config)}: {detail}", may_be_billed=not refused)
+        return Fault(
+            "transient", f"no connection to {address(config)}: {detail}", may_be_billed=not refused, refused=refused
+        )
     if isinstance(error, MalformedAnswer):
         return Fault("transient", redact(_one_line(str(error)), config), may_be_billed=True)
     raise error
@@ -152,8 +179,8 @@ def _classify_status(error: Any, config: EndpointConfig, model: str) -> Fault:
     if status == 404:
         what = "deployment" if config.azure else "model"
         return _wrong(
-            f"{address(config)} knows no {what} {model} ({said}); check model.path and the address, or that the model "
-            "has not been shut down"
+            f"{address(config)} knows no {what} {model} ({said}); check {_model_key(config)} and the address, or that "
+            "the model has not been shut down"
         )
     if status == 429 and "quota" in f"{code} {said}".lower() and "insufficient" in f"{code} {said}".lower():
         return _wrong(
@@ -162,8 +189,15 @@ def _classify_status(error: Any, config: EndpointConfig, model: str) -> Fault:
         )
     if status in (408, 409, 425, 429) or status >= 500:
         throttles = status in (429, 503, 529)
-        return Fault("transient", f"{status}: {said}", _retry_after(error.response.headers), throttles=throttles)
+        return Fault("transient", f"{status}: {said}", wait_asked_for(error.response.headers), throttles=throttles)
     return Fault("permanent", f"{status} {code}: {said}".replace(" :", ":"))
+
+
+def _model_key(config: EndpointConfig) -> str:
+    """Config key that names the model."""
+    if isinstance(config, OpenAIEmbedderConfig):
+        return "embedder.model"
+    return "generator.model" if getattr(config, "model", None) else "model.path"
 
 
 def _wrong(text: str) -> Fault:
@@ -175,13 +209,16 @@ def to_exception(fault: Fault) -> SemiEvolError:
     return GenerationError(fault.text) if "no quota left" in fault.text else ConfigError(fault.text)
 
 
-def _retry_after(headers: Any) -> float | None:
-    """Seconds from `retry-after-ms` or `retry-after`; None if neither is a number of them."""
+def wait_asked_for(headers: Mapping[str, str]) -> float | None:
+    """Seconds from `retry-after-ms`, or from `retry-after` as a number or a date (RFC 9110, 10.2.3); None without."""
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers.get(name, "")) * scale)
-        except ValueError:
-            continue
+        with suppress(ValueError):
+            if math.isfinite(seconds := float(headers.get(name, "")) * scale):
+                return max(0.0, seconds)
+    with suppress(ValueError):
+        moment = parsedate_to_datetime(headers.get("retry-after", ""))
+        zoned = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return max(0.0, (zoned - datetime.now(timezone.utc)).total_seconds())
     return None
 
 

@@ -70,7 +70,7 @@ class OpenAIRetriever(EmbeddingRetriever):
             outcome = answers.get()
             if isinstance(outcome, BaseException):
                 stop = stop or outcome
-                self._caller.stop_repeating()
+                self._caller.stop_sending()
                 continue
             self._cache.put(outcome)
             found |= outcome

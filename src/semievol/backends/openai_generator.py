@@ -17,6 +17,7 @@ from typing import Any
 from typing_extensions import Self
 
 from semievol.backends.base import Usage
+from semievol.backends.notes import logger
 from semievol.backends.openai_adapters import ServedNames
 from semievol.backends.openai_budget import Budget
 from semievol.backends.openai_calls import Caller, Cost, RowFault, describe
@@ -89,6 +90,7 @@ class OpenAIGenerator:
 
         Raises:
             SemiEvolError: If no request can succeed, or the budget is spent; all that was answered is yielded first.
+            KeyboardInterrupt: In the same way, after the answers under way; a second one raises at once.
         """
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         futures: set[Future[Any]] = set()
@@ -114,13 +116,22 @@ class OpenAIGenerator:
                     n_under_way += 1
                 if not n_under_way:
                     break
-                outcome = answers.get()
+                try:
+                    outcome = answers.get()
+                except KeyboardInterrupt as interrupt:
+                    if stop is not None:
+                        raise
+                    stop = interrupt
+                    self._caller.stop_sending()
+                    logger.info("waiting for %d answers that are under way; Ctrl-C again gives them up", n_under_way)
+                    continue
                 n_under_way -= 1
                 if isinstance(outcome, BaseException):
                     stop = stop or outcome
-                    self._caller.stop_repeating()
+                    self._caller.stop_sending()
                     continue
-                yield outcome
+                if stop is None or outcome.error is None:  # what was given up is asked for again by the next run
+                    yield outcome
             if stop is not None:
                 raise stop
         finally:

@@ -290,7 +290,7 @@ def _result_losses(server: Server, job: "FineTuningJob") -> Iterator[tuple[int, 
         try:
             content = server.client.files.content(file).read()
         except APIError as error:
-            logger.info("result file %s cannot be read: %s", file, error)
+            logger.info("result file %s cannot be read: %s", file, server.fault(error, job.model).text)
             continue
         if not content.startswith(b"step"):
             with suppress(ValueError):  # OpenAI serves this file in base64

@@ -146,8 +146,8 @@ class OpenAITrainer:
         except (APIError, JSONDecodeError) as error:
             fault = server.fault(error, spec.model)
             if fault.kind == "transient":
-                raise TrainingError(f"no fine-tuning job could be started: {fault.text}; run again to go on") from error
-            raise ConfigError(explain_refusal(server.address, spec.model, self._today(), fault.text)) from error
+                raise TrainingError(f"no fine-tuning job could be started: {fault.text}; run again to go on") from None
+            raise ConfigError(explain_refusal(server.address, spec.model, self._today(), fault.text)) from None
 
     def _announce(self, spec: JobSpec, base_url: str) -> None:
         n_epochs = spec.hyperparameters["n_epochs"]
@@ -196,7 +196,7 @@ class OpenAITrainer:
             )
         except (APIError, JSONDecodeError) as error:
             fault = server.fault(error, record.model)
-            raise TrainingError(f"fine-tuning job {job_id} cannot be looked at: {fault.text}") from error
+            raise TrainingError(f"fine-tuning job {job_id} cannot be looked at: {fault.text}") from None
         except KeyboardInterrupt:
             logger.info("job %s goes on on the server; `semievol cancel RUN` stops it", job_id)
             raise
