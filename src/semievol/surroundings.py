@@ -88,7 +88,7 @@ def check_folder(config: RunConfig) -> tuple[list[str], list[str], list[str]]:
 
 def opens_model(config: RunConfig) -> bool:
     """Whether `model.path` is opened on this machine, and is no name at a server."""
-    return config.generator.type == "transformers" or config.trainer.type == "trl" or config.embedder.type == "model"
+    return config.generator.type in ("transformers", "vllm") or config.trainer.type == "trl" or config.embedder.type == "model"
 
 
 def check_hub(config: RunConfig) -> list[str]:
