@@ -182,10 +182,7 @@ class TransformersGeneratorConfig(Section):
 
 
 class VllmGeneratorConfig(Section):
-    """Local generation by a `vllm serve` of the run's own: started when it is first needed, ended before each training.
-
-    `model.path`, `model.dtype` and `model.max_length` hold for it; vLLM may live in an environment of its own.
-    """
+    """Local generation by a `vllm serve` of the run's own, started when it is first needed, ended before each training."""
 
     type: Literal["vllm"] = "vllm"
     python: str | None = None
@@ -225,7 +222,8 @@ class VllmGeneratorConfig(Section):
     reserved: ClassVar[tuple[str, ...]] = (
         "host", "port", "uds", "api-key", "served-model-name", "model", "revision", "dtype", "max-model-len",
         "tensor-parallel-size", "gpu-memory-utilization", "enable-lora", "no-enable-lora", "max-loras",
-        "max-lora-rank", "lora-modules", "logprobs-mode", "generation-config", "trust-remote-code", "hf-token", "config",
+        "max-lora-rank", "lora-modules", "logprobs-mode", "generation-config", "trust-remote-code", "hf-token",
+        "config",
     )  # fmt: skip
     """Arguments that the run itself sets, or that it never gives."""
 
@@ -798,12 +796,14 @@ class RunConfig(Section):
             )
 
     def _check_vllm(self) -> None:
-        """vLLM serves what the trainer makes."""
+        """VLLM serves what the trainer makes."""
         generator, trainer = self.generator, self.trainer
         if generator.type != "vllm":
             return
         if self.model.path == "pocket":
-            raise ValueError("generator.type: vllm does not know the Pocket LM's architecture; set model.path to another")
+            raise ValueError(
+                "generator.type: vllm does not know the Pocket LM's architecture; set model.path to another"
+            )
         if trainer.type == "openai":
             raise ValueError("generator.type: vllm cannot ask a model that a server has trained; use trainer.type: trl")
         if trainer.type != "trl" or trainer.method == "full":

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +40,60 @@ def real_vllm_python() -> str:
     except ConfigError as error:
         pytest.skip(str(error))
     return python
+
+
+@pytest.fixture(scope="session")
+def standin_generator(vllm_python: str, tiny_llama_dir: str) -> Iterator[Any]:
+    """A generator over the stand-in with the tiny Llama; its server starts once a session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_STANDIN", "")
+        yield from _opened(vllm_python, tiny_llama_dir, max_concurrency=4)
+
+
+@pytest.fixture(scope="session")
+def gpu_vllm_generator(real_vllm_python: str, gpu_llama_dir: str) -> Iterator[Any]:
+    """A generator over vLLM itself, in float32 and with results that do not depend on the batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_BATCH_INVARIANT", "1")
+        yield from _opened(real_vllm_python, gpu_llama_dir, gpu_memory_utilization=0.3, extra_args=("--enforce-eager",))
+
+
+@pytest.fixture(scope="session")
+def gpu_llama_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> str:
+    """As the tiny Llama, with heads as wide as the attention kernels want them."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    eos = tiny_tokenizer.eos_token_id
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=eos,
+        pad_token_id=eos,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("gpu") / "llama"
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = eos
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _opened(python: str, path: str, **settings: Any) -> Iterator[Any]:
+    from semievol.backends.base import open_generator
+    from semievol.config import ModelConfig, VllmGeneratorConfig
+
+    config = VllmGeneratorConfig(python=python, **settings)
+    with open_generator(config, ModelConfig(path=path, dtype="float32")) as generator:
+        yield generator
 
 
 def processes_with(text: str) -> list[int]:

@@ -1,9 +1,9 @@
 """Stands in for `vllm serve`: its command line, its key, and the routes that the package uses, as vLLM 0.33 has them.
 
-Two engines: a real causal model (the folder that is to be served), with adapters, and `hash`, without torch, whose tokens
+Two engines: a real causal model (the folder to be served), with adapters, and `hash`, without torch, whose tokens
 come from hashes. What goes wrong is set by the environment variable VLLM_STANDIN, `name=value` pairs with commas:
-engine=hash; fail=1 (ends with an error before it answers); hang=1 (never answers); crash_after=N (ends with code 7 at the
-N-th completion request); wait=SECONDS (before each completion).
+engine=hash; fail=1 (ends with an error before it answers); hang=1 (never answers); crash_after=N (ends with code 7 at
+the N-th completion request); wait=SECONDS (before each completion).
 """
 
 import argparse

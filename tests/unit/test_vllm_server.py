@@ -42,7 +42,7 @@ def test_server_starts_answers_and_is_gone_after_stop(vllm_python, hash_engine, 
         for pid in running:
             assert server.key not in Path(f"/proc/{pid}/cmdline").read_text()
             assert os.getsid(pid) != os.getsid(0)
-        assert os.stat(f"/proc/{running[0]}/fd/1").st_ino == server.log.stat().st_ino
+        assert Path(f"/proc/{running[0]}/fd/1").stat().st_ino == server.log.stat().st_ino
         with socket.socket() as other:
             assert other.connect_ex(("127.0.0.1", server.port)) == 0
     finally:

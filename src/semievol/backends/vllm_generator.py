@@ -1,9 +1,9 @@
 """Generates with a `vllm serve` of its own, asked through the client of the hosted backends.
 
-Why a server and no engine in this process: its memory comes back for certain only when its process ends, vLLM pins other
-versions of torch and transformers and may need another interpreter, and what a run needs around it (many requests under
-way, repetition, each answer stored when it comes) is there for servers already. Prompts go as token ids made by the code
-that training uses, so what the model sees is what it was trained on.
+Why a server and no engine in this process: the memory comes back for certain only when its process ends, vLLM pins
+other versions of torch and transformers and may need another interpreter, and what a run needs around it (many requests
+under way, repetition, each answer stored when it comes) is there for servers already. Prompts go as token ids made by
+the code that training uses, so what the model sees is what it was trained on.
 
 The server is started for the first request and ended on leaving. Adapters are loaded into it, so base and trained model
 answer from one load; a model with weights of its own takes the place of the one that is served.

@@ -1,7 +1,8 @@
 """Starts and ends one `vllm serve` on a free port of the loopback, with a key that only this process knows.
 
-The key goes through the environment of the server's process: it stands in no argument, file or log. The server is a child
-of a supervisor (vllm_supervisor.py), so it never outlives this process, and its memory is free when `stop` returns.
+The key goes through the environment of the server's process: it stands in no argument, file or log. The server is a
+child of a supervisor (vllm_supervisor.py), so it never outlives this process, and its memory is free when `stop`
+returns.
 """
 
 import contextlib
@@ -137,8 +138,8 @@ class VllmServer:
                 raise GenerationError("the vLLM server is not needed any more")
             if not self.is_alive:
                 raise GenerationError(
-                    f"the vLLM server for {self.base} ended with code {self.exit_code()} before it could answer{where}; "
-                    f"its last lines:\n{self.last_lines()}\nWhat fits is decided by generator.gpu_memory_utilization, "
+                    f"the vLLM server for {self.base} ended with code {self.exit_code()} before it could answer"
+                    f"{where}; its last lines:\n{self.last_lines()}\nWhat fits is decided by generator.gpu_memory_utilization, "
                     "generator.tensor_parallel_size and model.max_length"
                 )
             if self._answers():
@@ -172,8 +173,8 @@ def build_command(
 ) -> list[str]:
     """The command line of `vllm serve`. What it has as a default and the results depend on is given all the same.
 
-    The sampling defaults of the model's own generation_config.json are left out (`--generation-config vllm`): a top_k or
-    a repetition penalty of it would change the distribution that is sampled from.
+    The sampling defaults of the model's own generation_config.json are left out (`--generation-config vllm`): a top_k
+    or a repetition penalty of it would change the distribution that is sampled from.
     """
     revision = [] if model.revision is None or base != model.path or Path(base).is_dir() else [model.revision]
     command = [interpreter(config), "-m", "vllm.entrypoints.cli.main", "serve", base]
@@ -232,7 +233,7 @@ def find_free_port() -> int:
 
 
 def check_installed(config: VllmGeneratorConfig) -> None:
-    """Raise ConfigError, with the remedy, if the interpreter cannot be run or has no vLLM. Nothing heavy is imported."""
+    """Raise ConfigError, with the remedy, if the interpreter cannot be run or has no vLLM; imports nothing heavy."""
     python = interpreter(config)
     if config.python is None:
         is_there = importlib.util.find_spec("vllm") is not None

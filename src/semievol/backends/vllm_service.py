@@ -1,7 +1,7 @@
 """A vLLM server and the client to it: brings it up, loads adapters, and starts it again when it has crashed.
 
-The client, its repetitions and its limit on what is under way are those of the hosted backends (openai_calls.py). When a
-request fails in passing and the server is gone, one of the requests starts it again while the others wait; they then
+The client, its repetitions and its limit on what is under way are those of the hosted backends (openai_calls.py). When
+a request fails in passing and the server is gone, one of the requests starts it again while the others wait; they then
 go to the new address.
 """
 

@@ -1,9 +1,9 @@
 """Runs a server and ends it, with all that it has started, when its client is gone. Standard library alone.
 
-`python vllm_supervisor.py CLIENT_PID COMMAND...`, started by vllm_server.py. A client that is killed cannot clean up, and
-a server that outlives it keeps the memory of the GPUs: so this process stands between them. It looks for its parent a
-few times a second, keeps the server in a session of its own, and leaves only when every process of it is gone, which is
-when the memory is free. Should this process be killed itself, the kernel ends the server (Linux).
+`python vllm_supervisor.py CLIENT_PID COMMAND...`, started by vllm_server.py. A client that is killed cannot clean up,
+and a server that outlives it keeps the memory of the GPUs: so this process stands between them. It looks for its parent
+a few times a second, keeps the server in a session of its own, and leaves only when every process of it is gone, which
+is when the memory is free. Should this process be killed itself, the kernel ends the server (Linux).
 """
 
 import contextlib
@@ -38,7 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client, which then asks
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the server leaves behind becomes a child of this process
     server = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent  # noqa: PLW1509
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
     )
     is_watched = True
     while server.poll() is None and not asked_to_end and is_watched:
