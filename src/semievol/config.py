@@ -182,7 +182,7 @@ class TransformersGeneratorConfig(Section):
 
 
 class VllmGeneratorConfig(Section):
-    """Local generation by a `vllm serve` of the run's own, started when it is first needed, ended before each training."""
+    """Local generation by a `vllm serve` of the run's own: started when first needed, ended before each training."""
 
     type: Literal["vllm"] = "vllm"
     python: str | None = None
@@ -222,8 +222,8 @@ class VllmGeneratorConfig(Section):
     reserved: ClassVar[tuple[str, ...]] = (
         "host", "port", "uds", "api-key", "served-model-name", "model", "revision", "dtype", "max-model-len",
         "tensor-parallel-size", "gpu-memory-utilization", "enable-lora", "no-enable-lora", "max-loras",
-        "max-lora-rank", "lora-modules", "logprobs-mode", "generation-config", "trust-remote-code", "hf-token",
-        "config",
+        "max-lora-rank", "lora-modules", "api-server-count", "logprobs-mode", "generation-config", "trust-remote-code",
+        "hf-token", "config",
     )  # fmt: skip
     """Arguments that the run itself sets, or that it never gives."""
 

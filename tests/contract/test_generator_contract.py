@@ -41,20 +41,25 @@ VLLM = {"vllm stand-in": ("standin_generator", "tiny_llama_dir"), "vllm": ("gpu_
 @pytest.fixture(
     scope="module", params=["fake", *MODELS, "pocket", "vllm stand-in", pytest.param("vllm", marks=pytest.mark.gpu)]
 )
-def config(request):
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def config(request, name):
     """(generator config, model config) of a backend."""
-    if request.param in VLLM:
-        return VllmGeneratorConfig(), ModelConfig(path=request.getfixturevalue(VLLM[request.param][1]))
-    if request.param == "fake":
+    if name in VLLM:
+        return VllmGeneratorConfig(), ModelConfig(path=request.getfixturevalue(VLLM[name][1]))
+    if name == "fake":
         return FakeGeneratorConfig(), ModelConfig(path="fake-model")
-    name = "pocket_dir" if request.param == "pocket" else f"tiny_{request.param}_dir"
+    name = "pocket_dir" if name == "pocket" else f"tiny_{name}_dir"
     return TransformersGeneratorConfig(), ModelConfig(path=request.getfixturevalue(name), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def backend(request, config):
-    if isinstance(config[0], VllmGeneratorConfig):  # started once for all modules
-        yield request.getfixturevalue(VLLM[request.node.callspec.params["config"]][0])
+def backend(request, name, config):
+    if name in VLLM:  # started once for all modules
+        yield request.getfixturevalue(VLLM[name][0])
         return
     with open_generator(*config) as generator:
         yield generator

@@ -2,8 +2,8 @@
 
 Two engines: a real causal model (the folder to be served), with adapters, and `hash`, without torch, whose tokens
 come from hashes. What goes wrong is set by the environment variable VLLM_STANDIN, `name=value` pairs with commas:
-engine=hash; fail=1 (ends with an error before it answers); hang=1 (never answers); crash_after=N (ends with code 7 at
-the N-th completion request); wait=SECONDS (before each completion).
+engine=hash; fail=1 (ends with an error before it answers); hang=1 (never answers); worker=1 (has a process of its own);
+crash_after=N (ends with code 7 at the N-th completion request); wait=SECONDS (before each completion).
 """
 
 import argparse
@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -284,6 +285,8 @@ def main() -> None:
     if "fail" in faults:
         print("ValueError: Free memory on device cuda:0 (1.2/79.1 GiB) is less than desired", flush=True)
         sys.exit(1)
+    if "worker" in faults:  # as vLLM's engine is a process beside its server
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", args.model_tag])
     if "hang" in faults:
         time.sleep(600)
     engine = HashEngine() if faults.get("engine") == "hash" else TorchEngine(args.model_tag)
@@ -319,5 +322,6 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--max-loras", type=int)
     serve.add_argument("--max-lora-rank", type=int, default=16)
     serve.add_argument("--lora-modules", nargs="*", default=[])
+    serve.add_argument("--api-server-count", type=int, choices=[1])
     serve.add_argument("--enforce-eager", action="store_true")
     return parser

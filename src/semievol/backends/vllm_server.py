@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -53,6 +54,7 @@ class VllmServer:
         self.port = 0
         self.base: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._session = 0
         self._ended = threading.Event()
         self._scratch = None if log_dir is not None else tempfile.TemporaryDirectory(prefix="semievol-vllm-")
         self.log = (log_dir or Path(self._scratch.name if self._scratch else "")) / LOG
@@ -88,10 +90,13 @@ class VllmServer:
                 [sys.executable, "-I", "-S", vllm_supervisor.__file__, str(os.getpid()), *command],
                 env=server_environment(self._config, self._model, self.key),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
             )
+        assert self._process.stdout is not None
+        with self._process.stdout as said:
+            self._session = int(said.readline() or 0)
         self._wait_until_ready()
 
     def stop(self) -> None:
@@ -106,6 +111,9 @@ class VllmServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if process.returncode < 0 and self._session:  # killed, and so with no time to end the server's own processes
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._session, signal.SIGKILL)
 
     def close(self) -> None:
         """End the server for good; a start that is under way in another thread fails."""
@@ -139,8 +147,8 @@ class VllmServer:
             if not self.is_alive:
                 raise GenerationError(
                     f"the vLLM server for {self.base} ended with code {self.exit_code()} before it could answer"
-                    f"{where}; its last lines:\n{self.last_lines()}\nWhat fits is decided by generator.gpu_memory_utilization, "
-                    "generator.tensor_parallel_size and model.max_length"
+                    f"{where}; its last lines:\n{self.last_lines()}\nWhat fits is decided by "
+                    "generator.gpu_memory_utilization, generator.tensor_parallel_size and model.max_length"
                 )
             if self._answers():
                 return
@@ -188,6 +196,7 @@ def build_command(
     if config.max_loras:
         command += ["--enable-lora", "--max-loras", str(config.max_loras)]
         command += ["--max-lora-rank", str(config.max_lora_rank)]
+        command += ["--api-server-count", "1"]  # each one would know of the adapters alone that it has loaded itself
         if adapters:
             command += ["--lora-modules", *(json.dumps({"name": n, "path": p}) for n, p in adapters.items())]
     return [*command, *config.extra_args]
@@ -233,7 +242,7 @@ def find_free_port() -> int:
 
 
 def check_installed(config: VllmGeneratorConfig) -> None:
-    """Raise ConfigError, with the remedy, if the interpreter cannot be run or has no vLLM; imports nothing heavy."""
+    """Raise ConfigError, with the remedy, if the interpreter cannot be run or has no vLLM."""
     python = interpreter(config)
     if config.python is None:
         is_there = importlib.util.find_spec("vllm") is not None

@@ -3,7 +3,8 @@
 `python vllm_supervisor.py CLIENT_PID COMMAND...`, started by vllm_server.py. A client that is killed cannot clean up,
 and a server that outlives it keeps the memory of the GPUs: so this process stands between them. It looks for its parent
 a few times a second, keeps the server in a session of its own, and leaves only when every process of it is gone, which
-is when the memory is free. Should this process be killed itself, the kernel ends the server (Linux).
+is when the memory is free. Should this process be killed itself, the kernel ends the server (Linux), and the client
+what else is in the server's session.
 """
 
 import contextlib
@@ -26,7 +27,10 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command until it ends, the client is gone or SIGTERM comes; returns its exit code."""
+    """Run the command until it ends, the client is gone or SIGTERM comes; returns its exit code.
+
+    Prints the process id of the server, which is that of its session too; what the server writes goes to stderr.
+    """
     client, *command = arguments
     asked_to_end = False
 
@@ -38,11 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client, which then asks
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the server leaves behind becomes a child of this process
     server = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=_end_with_parent,
+        command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True, preexec_fn=_end_with_parent
     )
+    print(server.pid, flush=True)
     is_watched = True
     while server.poll() is None and not asked_to_end and is_watched:
         time.sleep(LOOK_SECONDS)
