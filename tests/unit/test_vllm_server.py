@@ -212,3 +212,18 @@ def test_settings_that_cannot_work_are_refused(changes, match):
 def test_whole_fine_tuned_models_need_no_adapters():
     raw = {"data": DATA, "model": {"path": "org/name"}, "trainer": {"method": "full", "r": 99}}
     assert parse_config({**raw, "generator": {"type": "vllm", "max_loras": 0}}).generator.max_loras == 0
+
+
+def test_check_says_what_is_missing():
+    from semievol.surroundings import missing_packages
+
+    raw = {"data": DATA, "model": {"path": "org/name"}, "generator": {"type": "vllm", "python": sys.executable}}
+    assert [fault for fault in missing_packages(parse_config(raw)) if "pip install vllm" in fault]
+    raw["model"]["device"] = "cuda:3"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        assert [fault for fault in missing_packages(parse_config(raw)) if "wants 4 GPUs" in fault]
+
+
+def test_results_depend_on_the_kind_and_the_arguments_of_the_server_alone():
+    assert set(VllmGeneratorConfig.model_fields) - VllmGeneratorConfig.operational == {"type", "extra_args"}
