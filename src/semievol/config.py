@@ -800,10 +800,6 @@ class RunConfig(Section):
         generator, trainer = self.generator, self.trainer
         if generator.type != "vllm":
             return
-        if self.model.path == "pocket":
-            raise ValueError(
-                "generator.type: vllm does not know the Pocket LM's architecture; set model.path to another"
-            )
         if trainer.type == "openai":
             raise ValueError("generator.type: vllm cannot ask a model that a server has trained; use trainer.type: trl")
         if trainer.type != "trl" or trainer.method == "full":

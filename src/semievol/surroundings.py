@@ -48,11 +48,10 @@ def _missing_vllm(config: RunConfig) -> list[str]:
     """VLLM is looked for in the environment of `generator.python`."""
     if config.generator.type != "vllm":
         return []
-    from semievol.backends.vllm_server import check_installed, server_environment
+    from semievol.backends.vllm_server import check_vllm
 
     try:
-        server_environment(config.generator, config.model, key="")
-        check_installed(config.generator)
+        check_vllm(config.generator, config.model)
     except SemiEvolError as error:
         return [str(error)]
     return []

@@ -202,6 +202,20 @@ def test_server_that_crashes_too_often_is_one_error_and_the_next_run_goes_on(ope
     assert resumed.usage.requests == len(reqs) - len(kept)
 
 
+def test_crash_while_an_adapter_is_loaded_is_survived(opened, tiny_llama_dir, make_adapter):
+    generator = opened("crash_on_load=1")
+    warm = requests(ModelRef(tiny_llama_dir, make_adapter(tiny_llama_dir)), 3)
+    assert all(r.error is None for r in run(generator, warm, max_tokens=2).values())
+    assert generator._service._n_restarts == 1
+
+
+def test_adapter_that_the_server_refuses_is_an_error_in_its_words(opened, tiny_llama_dir, make_adapter):
+    generator = opened("refuse_load=1")
+    with pytest.raises(ConfigError, match=r"could not load the adapter in .*LoRA rank 4 is not supported"):
+        run(generator, requests(ModelRef(tiny_llama_dir, make_adapter(tiny_llama_dir)), 1), max_tokens=2)
+    assert len(run(generator, requests(ModelRef(tiny_llama_dir), 2), max_tokens=2)) == 2
+
+
 def test_adapters_that_vllm_cannot_serve_are_refused(opened, tiny_llama_dir, make_adapter, tmp_path):
     import json
     from pathlib import Path

@@ -28,15 +28,15 @@ def real_vllm_python() -> str:
     """The interpreter of SEMIEVOL_VLLM_PYTHON, else this one, if it has vLLM and there is a GPU."""
     import torch
 
-    from semievol.backends.vllm_server import check_installed
-    from semievol.config import VllmGeneratorConfig
+    from semievol.backends.vllm_server import check_vllm
+    from semievol.config import ModelConfig, VllmGeneratorConfig
     from semievol.errors import ConfigError
 
     if not torch.cuda.is_available():
         pytest.skip("vLLM needs a CUDA GPU")
     python = os.environ.get("SEMIEVOL_VLLM_PYTHON", sys.executable)
     try:
-        check_installed(VllmGeneratorConfig(python=python))
+        check_vllm(VllmGeneratorConfig(python=python), ModelConfig(path="some/model"))
     except ConfigError as error:
         pytest.skip(str(error))
     return python

@@ -3,7 +3,8 @@
 Two engines: a real causal model (the folder to be served), with adapters, and `hash`, without torch, whose tokens
 come from hashes. What goes wrong is set by the environment variable VLLM_STANDIN, `name=value` pairs with commas:
 engine=hash; fail=1 (ends with an error before it answers); hang=1 (never answers); worker=1 (has a process of its own);
-crash_after=N (ends with code 7 at the N-th completion request); wait=SECONDS (before each completion).
+crash_after=N (ends with code 7 at the N-th completion request); wait=SECONDS (before each completion);
+crash_on_load=1 and refuse_load=1 (what becomes of a request to load an adapter).
 """
 
 import argparse
@@ -197,6 +198,10 @@ def routes(served: Served) -> APIRouter:
     async def load_adapter(body: dict[str, Any]) -> str:
         if os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") != "1":
             raise ApiError(404, "Not Found")
+        if "crash_on_load" in served.faults:
+            os._exit(7)
+        if "refuse_load" in served.faults:
+            raise ApiError(400, "LoRA rank 4 is not supported by this kernel.")
         await asyncio.to_thread(load, served, body["lora_name"], body["lora_path"])
         return f"Success: LoRA adapter '{body['lora_name']}' added successfully."
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from semievol.backends.vllm_server import VllmServer, build_command, check_installed, server_environment
-from semievol.config import ModelConfig, VllmGeneratorConfig, parse_config
+from semievol.backends.vllm_server import VllmServer, build_command, check_vllm, server_environment
+from semievol.config import ModelConfig, VllmGeneratorConfig, parse_config, recipe_differences
 from semievol.errors import ConfigError, GenerationError
 from tests.emulator.fixtures import ROOT
 from tests.emulator.vllm_fixtures import processes_with
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+MODEL = ModelConfig(path="some/model")
 DATA = {"labeled": "labeled.csv", "unlabeled": "unlabeled.csv"}
 
 
@@ -123,16 +124,26 @@ def wait_until(is_true, seconds: float = 20) -> None:
 
 def test_missing_vllm_is_an_error_that_says_how_to_get_it():
     with pytest.raises(ConfigError, match=r"pip install vllm, and set generator\.python"):
-        check_installed(VllmGeneratorConfig(python=sys.executable))
+        check_vllm(VllmGeneratorConfig(python=sys.executable), MODEL)
 
 
 def test_interpreter_that_is_none_is_an_error():
     with pytest.raises(ConfigError, match=r"generator\.python: /nowhere/python cannot be run"):
-        check_installed(VllmGeneratorConfig(python="/nowhere/python"))
+        check_vllm(VllmGeneratorConfig(python="/nowhere/python"), MODEL)
+
+
+def test_pocket_lm_is_refused(vllm_python):
+    with pytest.raises(ConfigError, match="Pocket LM"):
+        check_vllm(VllmGeneratorConfig(python=vllm_python), ModelConfig(path="pocket"))
+
+
+def test_recipe_differences_do_not_need_a_model():
+    raw = {"data": DATA, "model": {"path": "org/name"}, "generator": {"type": "vllm"}, "trainer": {"r": 8}}
+    assert ("trainer.r", 8, 16) in recipe_differences(parse_config(raw))
 
 
 def test_stand_in_is_found_by_its_own_interpreter(vllm_python):
-    check_installed(VllmGeneratorConfig(python=vllm_python))
+    check_vllm(VllmGeneratorConfig(python=vllm_python), MODEL)
 
 
 def test_command_asks_for_raw_logprobs_and_the_plain_distribution():
@@ -197,7 +208,6 @@ def test_device_that_is_not_visible_is_refused(monkeypatch):
         ({"trainer": {"r": 64}}, r"below trainer\.r: 64"),
         ({"generator": {"max_loras": 0}}, r"generator\.max_loras: 1"),
         ({"trainer": {"type": "openai"}}, r"trainer\.type: trl"),
-        ({"model": {"path": "pocket"}}, "Pocket LM"),
         ({"generator": {"pyhton": "x"}}, "did you mean python"),
     ],
 )

@@ -25,7 +25,7 @@ from semievol.backends.openai_calls import RowFault
 from semievol.backends.openai_stream import stream_answers
 from semievol.backends.vllm_prompts import PromptIds, Scored
 from semievol.backends.vllm_requests import GREEDY_BELOW, read_samples, read_scores, sampling_body, scoring_body
-from semievol.backends.vllm_server import VllmServer, check_installed
+from semievol.backends.vllm_server import VllmServer, check_vllm
 from semievol.backends.vllm_service import VllmService
 from semievol.config import ModelConfig, VllmGeneratorConfig
 from semievol.errors import GenerationError
@@ -50,7 +50,7 @@ class VllmGenerator:
     look_ahead = LOOK_AHEAD
 
     def __init__(self, config: VllmGeneratorConfig, model: ModelConfig, *, state_dir: Path | None = None) -> None:
-        self._config = config
+        self._config, self._model = config, model
         self._prompts = PromptIds(model)
         server = VllmServer(config, model, max_length=self._prompts.max_length, log_dir=state_dir)
         self._service = VllmService(config, server)
@@ -81,7 +81,7 @@ class VllmGenerator:
 
     def __enter__(self) -> Self:
         require("openai", extra="vllm")
-        check_installed(self._config)
+        check_vllm(self._config, self._model)
         return self
 
     def __exit__(

@@ -241,14 +241,16 @@ def find_free_port() -> int:
         return port
 
 
-def check_installed(config: VllmGeneratorConfig) -> None:
-    """Raise ConfigError, with the remedy, if the interpreter cannot be run or has no vLLM."""
+def check_vllm(config: VllmGeneratorConfig, model: ModelConfig) -> None:
+    """Raise ConfigError, with the remedy, if there is no vLLM, or none that could serve the model where it is to be."""
+    if model.path == "pocket":
+        raise ConfigError("generator.type: vllm does not know the Pocket LM's architecture; set model.path to another")
+    environment = server_environment(config, model, key="")
     python = interpreter(config)
     if config.python is None:
         is_there = importlib.util.find_spec("vllm") is not None
     else:
         code = "import importlib.util, sys; sys.exit(0 if importlib.util.find_spec('vllm') else 3)"
-        environment = server_environment(config, ModelConfig(), key="")
         try:
             done = subprocess.run([python, "-c", code], env=environment, capture_output=True, timeout=60, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -19,13 +19,17 @@ from semievol.backends.openai_calls import Caller, Cost
 from semievol.backends.vllm_requests import ROUTE
 from semievol.backends.vllm_server import BASE_NAME, VllmServer
 from semievol.config import EndpointConfig, VllmGeneratorConfig
-from semievol.errors import ConfigError, GenerationError
+from semievol.errors import ConfigError, GenerationError, SemiEvolError
 from semievol.types import ModelRef
 
 T = TypeVar("T")
 
 UNSUPPORTED_TARGETS = ("lm_head", "embed_tokens")
 """Modules whose adapters vLLM drops or refuses (vllm-project/vllm#51594 for the first)."""
+
+
+SETTLE_SECONDS = 1.0
+"""In which a server that has crashed is seen to be gone."""
 
 
 class VllmService:
@@ -84,12 +88,11 @@ class VllmService:
             check_adapter(Path(folder), self._config)
             try:
                 self.caller.wait(self._load(name, folder))
-            except ConfigError:
+            except SemiEvolError:
                 raise
             except Exception as error:
                 said = " ".join(str(error).replace(self._server.key, "[key]").split())[:400]
                 raise ConfigError(f"vLLM could not load the adapter in {folder}: {said}") from None
-            self._adapters[name] = folder
         return name
 
     async def post(self, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
@@ -103,12 +106,17 @@ class VllmService:
             self._caller.__exit__(None, None, None)
 
     async def _load(self, name: str, folder: str) -> None:
+        """Load an adapter; a server that is started again meanwhile brings it along."""
+        n_restarts = self._n_restarts
+        self._adapters[name] = folder
         try:
             await self.caller.load_adapter(name, folder)
         except Exception:
-            if not await self._recover():
+            await asyncio.sleep(SETTLE_SECONDS)
+            await self._recover()
+            if self._n_restarts == n_restarts:
+                del self._adapters[name]
                 raise
-            await self.caller.load_adapter(name, folder)
 
     async def _recover(self) -> float:
         """Start the server again if it is gone; returns the seconds that this took, 0 if it is there."""
@@ -141,7 +149,7 @@ class VllmService:
             raise
 
     def _start(self, base: str) -> None:
-        self._server.start(base, self._adapters)
+        self._server.start(base, dict(self._adapters))
         endpoint = EndpointConfig(
             base_url=self._server.address,
             api_key_env=None,
