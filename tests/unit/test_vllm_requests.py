@@ -98,6 +98,7 @@ def test_samples_are_read_in_the_order_of_their_numbers():
     [
         [],
         [sample_choice(), sample_choice(1)],
+        [sample_choice(1)],
         [sample_choice(logprobs=None)],
         [sample_choice(logprobs=(-0.1,))],
         [sample_choice(logprobs=(-0.1, -9999.0))],

@@ -129,6 +129,8 @@ def _choices(payload: Mapping[str, Any], n: int) -> list[Mapping[str, Any]]:
     choices = payload.get("choices")
     if not isinstance(choices, list) or len(choices) != n:
         raise MalformedAnswer(f"the answer holds {len(choices) if isinstance(choices, list) else 'no'} of {n} choices")
+    if sorted(choice.get("index", -1) for choice in choices) != list(range(n)):
+        raise MalformedAnswer(f"the choices of the answer are not numbered from 0 to {n - 1}")
     return sorted(choices, key=lambda choice: int(choice["index"]))
 
 

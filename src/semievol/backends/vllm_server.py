@@ -21,6 +21,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 from semievol.backends import vllm_supervisor
@@ -86,7 +87,7 @@ class VllmServer:
         with self.log.open("ab") as log:
             log.write(f"\n# {' '.join(command)}\n".encode())
             log.flush()
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", vllm_supervisor.__file__, str(os.getpid()), *command],
                 env=server_environment(self._config, self._model, self.key),
                 stdin=subprocess.DEVNULL,
@@ -94,8 +95,8 @@ class VllmServer:
                 stderr=log,
                 start_new_session=True,
             )
-        assert self._process.stdout is not None
-        with self._process.stdout as said:
+        assert process.stdout is not None
+        with process.stdout as said:
             self._session = int(said.readline() or 0)
         self._wait_until_ready()
 
@@ -166,7 +167,7 @@ class VllmServer:
         try:
             with direct.open(request, timeout=5) as response:
                 return any(m["id"] == BASE_NAME for m in json.load(response)["data"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, HTTPException, ValueError, KeyError, TypeError):
             return False
 
 
