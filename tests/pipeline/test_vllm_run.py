@@ -42,7 +42,7 @@ def test_run_finds_the_same_labels_and_answers(runs):
         {name: list(run_dir.read_records(artifact, kind)) for name, (_, run_dir) in runs.items()}
         for artifact, kind in (
             ("round-1/justify/pseudo_labels", PseudoLabel),
-            ("evaluate/predictions_evolved", Prediction),
+            ("evaluate/predictions_semievol", Prediction),
         )
     )
     assert len(labels["vllm"]) == 10
