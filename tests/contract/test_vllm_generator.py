@@ -1,6 +1,7 @@
 """What the vllm generator promises beyond the contract of all: the numbers of the transformers generator, adapters,
 other bases, and a server that crashes. The stand-in serves the same tiny Llama; under the mark `gpu` vLLM does."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from semievol.answer_stream import AnswerStream
 from semievol.artifacts import RunDir, content_hash
 from semievol.backends.base import open_generator
+from semievol.backends.vllm_service import check_adapter
 from semievol.config import ModelConfig, TransformersGeneratorConfig, VllmGeneratorConfig
 from semievol.errors import ConfigError, DataError, GenerationError
 from semievol.types import ChoiceRequest, Message, ModelRef, Request, Result, Sampling
@@ -216,21 +218,18 @@ def test_adapter_that_the_server_refuses_is_an_error_in_its_words(opened, tiny_l
     assert len(run(generator, requests(ModelRef(tiny_llama_dir), 2), max_tokens=2)) == 2
 
 
-def test_adapters_that_vllm_cannot_serve_are_refused(opened, tiny_llama_dir, make_adapter, tmp_path):
-    import json
-    from pathlib import Path
-
-    generator = opened()
-    for i, (change, match) in enumerate(
-        [
-            ({"r": 64}, r"generator\.max_lora_rank"),
-            ({"modules_to_save": ["lm_head"]}, "lm_head"),
-            ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
-            ({"use_dora": True}, "DoRA"),
-        ]
-    ):
-        folder = Path(make_adapter(tiny_llama_dir, i))
-        stored = json.loads((folder / "adapter_config.json").read_text())
-        (folder / "adapter_config.json").write_text(json.dumps(stored | change))
-        with pytest.raises(ConfigError, match=match):
-            run(generator, requests(ModelRef(tiny_llama_dir, str(folder)), 1), max_tokens=2)
+@pytest.mark.parametrize(
+    ("stored", "match"),
+    [
+        ({"r": 64}, r"generator\.max_lora_rank"),
+        ({"r": 8, "modules_to_save": ["lm_head"]}, "lm_head"),
+        ({"r": 8, "target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ({"r": 8, "use_dora": True}, "DoRA"),
+        (None, "cannot be opened"),
+    ],
+)
+def test_adapters_that_vllm_cannot_serve_are_refused(tmp_path, stored, match):
+    if stored is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(ConfigError, match=match):
+        check_adapter(tmp_path, VllmGeneratorConfig())
