@@ -11,6 +11,11 @@ from hypothesis import settings
 from tests.emulator.fixtures import emulator as emulator
 from tests.emulator.fixtures import emulator_process as emulator_process
 from tests.emulator.fixtures import transformers_serve as transformers_serve
+from tests.emulator.vllm_fixtures import gpu_llama_dir as gpu_llama_dir
+from tests.emulator.vllm_fixtures import gpu_vllm_generator as gpu_vllm_generator
+from tests.emulator.vllm_fixtures import real_vllm_python as real_vllm_python
+from tests.emulator.vllm_fixtures import standin_generator as standin_generator
+from tests.emulator.vllm_fixtures import vllm_python as vllm_python
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for jobs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)

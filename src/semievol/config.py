@@ -181,6 +181,62 @@ class TransformersGeneratorConfig(Section):
     """CPU threads of torch. None: torch's own choice."""
 
 
+class VllmGeneratorConfig(Section):
+    """Local generation by a `vllm serve` of the run's own: started when first needed, ended before each training."""
+
+    type: Literal["vllm"] = "vllm"
+    python: str | None = None
+    """Interpreter of the environment that vLLM is installed in, such as `vllm-env/bin/python`. None: this one."""
+    tensor_parallel_size: int = Field(1, gt=0)
+    """GPUs that the model is cut over."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of each GPU's memory that vLLM takes, weights and key-value cache together."""
+    max_loras: int = Field(1, ge=0)
+    """Adapters that one batch may use. 0: none is loaded (`trainer.method: full`)."""
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """Largest rank of an adapter; `trainer.r` at least."""
+    extra_args: tuple[str, ...] = ()
+    """Further arguments of `vllm serve`, such as [--quantization, fp8]. No place for secrets: they are stored."""
+    max_concurrency: int = Field(256, gt=0, le=4096)
+    """Most requests under way at once; vLLM makes its batches of them."""
+    timeout_seconds: float = Field(600, gt=0)
+    """Longest time for one request, its repetitions included; starts of the server in between do not count."""
+    startup_timeout_seconds: float = Field(900, gt=0)
+    """Longest time until the server answers: it loads the weights and compiles first."""
+    max_restarts: int = Field(2, ge=0)
+    """Times that a server which has crashed is started again, until the run stops; what is answered is kept."""
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {
+            "python",
+            "tensor_parallel_size",
+            "gpu_memory_utilization",
+            "max_loras",
+            "max_lora_rank",
+            "max_concurrency",
+            "timeout_seconds",
+            "startup_timeout_seconds",
+            "max_restarts",
+        }
+    )
+    reserved: ClassVar[tuple[str, ...]] = (
+        "host", "port", "uds", "api-key", "served-model-name", "model", "revision", "dtype", "max-model-len",
+        "tensor-parallel-size", "gpu-memory-utilization", "enable-lora", "no-enable-lora", "max-loras",
+        "max-lora-rank", "lora-modules", "api-server-count", "logprobs-mode", "generation-config", "trust-remote-code",
+        "hf-token", "config",
+    )  # fmt: skip
+    """Arguments that the run itself sets, or that it never gives."""
+
+    @field_validator("extra_args")
+    @classmethod
+    def _check_reserved(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for argument in value:
+            name = argument.partition("=")[0].lstrip("-").replace("_", "-")
+            if argument.startswith("-") and (name in cls.reserved or name == "tp"):
+                raise ValueError(f"{argument}: the run sets this itself, or never does; see the keys of this section")
+        return value
+
+
 class FakeGeneratorConfig(Section):
     """A generator without a model: it answers from the question's hash. For tests of what stands above it."""
 
@@ -309,7 +365,11 @@ class OpenAIBatchGeneratorConfig(ChatGeneratorConfig):
 
 
 GeneratorConfig = Annotated[
-    TransformersGeneratorConfig | OpenAIGeneratorConfig | OpenAIBatchGeneratorConfig | FakeGeneratorConfig,
+    TransformersGeneratorConfig
+    | VllmGeneratorConfig
+    | OpenAIGeneratorConfig
+    | OpenAIBatchGeneratorConfig
+    | FakeGeneratorConfig,
     Field(discriminator="type"),
 ]
 
@@ -818,6 +878,7 @@ class RunConfig(Section):
                 "retrieve.index: faiss compares embeddings, but embedder.type is bm25, which compares words; "
                 "choose another embedder, or retrieve.index: exact"
             )
+        self._check_vllm()
         ranked_unjustified = self.select.apply_to == "all" and self.justify.when != "always"
         if self.select.prompt == "justify" and (self.justify.when == "never" or ranked_unjustified):
             raise ValueError(
@@ -844,6 +905,22 @@ class RunConfig(Section):
             raise ValueError(
                 "the control has to take as many optimiser steps as evolve, which a server cannot promise with "
                 "trainer.batch_size: auto; set a number, or control.enabled: false"
+            )
+
+    def _check_vllm(self) -> None:
+        """VLLM serves what the trainer makes."""
+        generator, trainer = self.generator, self.trainer
+        if generator.type != "vllm":
+            return
+        if trainer.type == "openai":
+            raise ValueError("generator.type: vllm cannot ask a model that a server has trained; use trainer.type: trl")
+        if trainer.type != "trl" or trainer.method == "full":
+            return
+        if generator.max_loras == 0:
+            raise ValueError(f"trainer.method: {trainer.method} makes adapters; set generator.max_loras: 1 or more")
+        if trainer.r > generator.max_lora_rank:
+            raise ValueError(
+                f"generator.max_lora_rank: {generator.max_lora_rank} is below trainer.r: {trainer.r}; raise it"
             )
 
     @field_validator("output_dir")
@@ -982,7 +1059,7 @@ def _fault_lines(error: ValidationError) -> Iterator[str]:
             yield f"{key}: {message}{shown}" if key else message
 
 
-_UNION_TAGS = ("trl", "transformers", "openai", "openai_batch", "bm25", "sentence_transformers", "fake")
+_UNION_TAGS = ("trl", "transformers", "vllm", "openai", "openai_batch", "bm25", "sentence_transformers", "fake")
 
 
 def _known_keys(parents: Sequence[str]) -> list[str]:

@@ -203,6 +203,8 @@ def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Mem
             n_models = min(2, generator.max_loaded_models)  # base and warm model
     cache = batch * size.kv_size * size.n_layers * width
     generation = n_models * size.n_parameters * width + cache + batch * size.hidden_size * 8 * width
+    if generator.type == "vllm" and device != "cpu":
+        generation = round(generator.gpu_memory_utilization * available)  # of each GPU, whatever the model's size
     if trainer.type != "trl":
         return Memory(generation, 0, available, device)
     frozen = {"lora": width, "qlora": 0.6, "full": 0.0}[trainer.method] * size.n_parameters

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from semievol.answer_stream import Answer, AnswerStream, with_id
 from semievol.artifacts import RowStore, RunDir, content_hash, folder_hash
 from semievol.backends.base import (
-    HOSTED,
+    STREAMING,
     Generator,
     Retriever,
     Tokens,
@@ -104,7 +104,7 @@ class Backends:
     @property
     def look_ahead(self) -> int | None:
         """Of the generator (see `Generator.look_ahead`); a local one need not be opened for it."""
-        return self.generator.look_ahead if self.config.generator.type in HOSTED else None
+        return self.generator.look_ahead if self.config.generator.type in STREAMING else None
 
     @property
     def tokens(self) -> Tokens:

@@ -29,17 +29,32 @@ def missing_packages(config: RunConfig) -> list[str]:
         backend = getattr(config, key).type
         if backend in HOSTED:
             needed.append((f"{key}.type: {backend}", "openai", "pip install 'semievol[openai]'"))
+    if config.generator.type == "vllm":
+        needed.append(("generator.type: vllm", "openai", "pip install 'semievol[vllm]'"))
     if config.trainer.type == "trl":
         if config.trainer.method == "qlora":
             needed.append(("trainer.method: qlora", "bitsandbytes", "pip install 'semievol[qlora]'"))
         for tracker in config.trainer.report_to:
             if tracker not in ("all", "none"):
                 needed.append((f"trainer.report_to: {tracker}", tracker, f"pip install {tracker}"))
-    return [
+    return _missing_vllm(config) + [
         f"{key} needs the package {module}, which is not installed: {remedy}"
         for key, module, remedy in needed
         if importlib.util.find_spec(module) is None
     ]
+
+
+def _missing_vllm(config: RunConfig) -> list[str]:
+    """VLLM is looked for in the environment of `generator.python`."""
+    if config.generator.type != "vllm":
+        return []
+    from semievol.backends.vllm_server import check_vllm
+
+    try:
+        check_vllm(config.generator, config.model)
+    except SemiEvolError as error:
+        return [str(error)]
+    return []
 
 
 def check_keys(config: RunConfig) -> list[str]:
@@ -88,7 +103,11 @@ def check_folder(config: RunConfig) -> tuple[list[str], list[str], list[str]]:
 
 def opens_model(config: RunConfig) -> bool:
     """Whether `model.path` is opened on this machine, and is no name at a server."""
-    return config.generator.type == "transformers" or config.trainer.type == "trl" or config.embedder.type == "model"
+    return (
+        config.generator.type in ("transformers", "vllm")
+        or config.trainer.type == "trl"
+        or config.embedder.type == "model"
+    )
 
 
 def check_hub(config: RunConfig) -> list[str]:

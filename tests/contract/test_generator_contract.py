@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from semievol.backends.base import open_generator, open_tokens
-from semievol.config import FakeGeneratorConfig, ModelConfig, TransformersGeneratorConfig
+from semievol.config import FakeGeneratorConfig, ModelConfig, TransformersGeneratorConfig, VllmGeneratorConfig
 from semievol.errors import ConfigError, DataError, GenerationError
 from semievol.types import ChoiceRequest, Message, ModelRef, Request, Sampling
 
@@ -34,17 +34,33 @@ def run(backend, reqs, **sampling):
     return {r.id: r for r in backend.generate(reqs, Sampling(**sampling))}
 
 
-@pytest.fixture(scope="module", params=["fake", *MODELS, "pocket"])
-def config(request):
+VLLM = {"vllm stand-in": ("standin_generator", "tiny_llama_dir"), "vllm": ("gpu_vllm_generator", "gpu_llama_dir")}
+"""Fixtures of the open generator and of its model."""
+
+
+@pytest.fixture(
+    scope="module", params=["fake", *MODELS, "pocket", "vllm stand-in", pytest.param("vllm", marks=pytest.mark.gpu)]
+)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def config(request, name):
     """(generator config, model config) of a backend."""
-    if request.param == "fake":
+    if name in VLLM:
+        return VllmGeneratorConfig(), ModelConfig(path=request.getfixturevalue(VLLM[name][1]))
+    if name == "fake":
         return FakeGeneratorConfig(), ModelConfig(path="fake-model")
-    name = "pocket_dir" if request.param == "pocket" else f"tiny_{request.param}_dir"
+    name = "pocket_dir" if name == "pocket" else f"tiny_{name}_dir"
     return TransformersGeneratorConfig(), ModelConfig(path=request.getfixturevalue(name), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def backend(config):
+def backend(request, name, config):
+    if name in VLLM:  # started once for all modules
+        yield request.getfixturevalue(VLLM[name][0])
+        return
     with open_generator(*config) as generator:
         yield generator
 
@@ -136,8 +152,8 @@ def test_generate_same_seed_same_result_in_any_order_and_subset(backend, ref):
 
 def test_generate_does_not_depend_on_batch_size(config, backend, ref):
     generator_config, model = config
-    if isinstance(generator_config, FakeGeneratorConfig):
-        pytest.skip("has no batches")
+    if not isinstance(generator_config, TransformersGeneratorConfig):
+        pytest.skip("makes no batches itself")
     small = TransformersGeneratorConfig(batch_tokens=300)
     with open_generator(small, model) as other:
         assert_same(run(backend, requests(ref), n=2, max_tokens=5), run(other, requests(ref), n=2, max_tokens=5))

@@ -177,8 +177,12 @@ class Embedder(Protocol):
 HOSTED = frozenset({"openai", "openai_batch"})
 """Types whose model is a name at a server. They are given `state_dir`, a folder for what has to outlive a process."""
 
+STREAMING = HOSTED | {"vllm"}
+"""Generators whose rows are independent (see `Generator.look_ahead`) and that are given `state_dir`."""
+
 GENERATORS = {
     "transformers": "semievol.backends.transformers:TransformersGenerator",
+    "vllm": "semievol.backends.vllm_generator:VllmGenerator",
     "openai": "semievol.backends.openai_generator:OpenAIGenerator",
     "openai_batch": "semievol.backends.openai_batch:OpenAIBatchGenerator",
     "fake": "semievol.backends.fake:FakeGenerator",
@@ -197,6 +201,7 @@ RETRIEVERS = {
 }
 TOKENS = {
     "transformers": "semievol.backends.tokens:TransformersTokens",
+    "vllm": "semievol.backends.tokens:TransformersTokens",
     "openai": "semievol.backends.openai_tokens:OpenAITokens",
     "openai_batch": "semievol.backends.openai_tokens:OpenAITokens",
     "fake": "semievol.backends.fake:FakeTokens",
@@ -249,7 +254,7 @@ def check_packages(config: RunConfig) -> None:
 
 
 def _state(backend: str, state_dir: Path | None) -> dict[str, Any]:
-    return {"state_dir": state_dir} if backend in HOSTED else {}
+    return {"state_dir": state_dir} if backend in STREAMING else {}
 
 
 def _load(target: str) -> Any:

@@ -265,8 +265,8 @@ def turn_end_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     return ends
 
 
-def stop_ids(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> frozenset[int]:
-    """Ids after which generation stops: those of `turn_end_ids` and of the model's generation config."""
+def stop_ids(tokenizer: "PreTrainedTokenizerBase", model: Any) -> frozenset[int]:
+    """Ids after which generation stops: those of `turn_end_ids` and of the generation config that `model` holds."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed: Iterable[int] = () if configured is None else configured if isinstance(configured, list) else (configured,)
     return frozenset(turn_end_ids(tokenizer) | set(listed))

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from types import TracebackType
@@ -133,12 +133,28 @@ class ConcurrencyLimit:
 
 
 class Caller:
-    """Calls one endpoint. A context manager; leaving it cancels what is under way."""
+    """Calls one endpoint. A context manager; leaving it cancels what is under way.
 
-    def __init__(self, config: EndpointConfig, budget: Budget) -> None:
+    Args:
+        config: The endpoint.
+        budget: What may be spent.
+        key: Of an endpoint of this process's own. None: the key that the config names.
+        recover: Awaited after each passing fault, to bring back an endpoint that is gone; returns the seconds that it
+            took, by which the deadline of the request moves. What it raises ends the request.
+    """
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        budget: Budget,
+        *,
+        key: str | None = None,
+        recover: Callable[[], Awaitable[float]] | None = None,
+    ) -> None:
         self.config, self.budget = config, budget
         self.n_requests = 0
-        self._poster = Poster(config)
+        self._recover = recover
+        self._poster = Poster(config, key=key)
         self._limit = ConcurrencyLimit(config.max_concurrency)
         self._stopping = self._is_there = False
         self._random = random.Random()
@@ -167,6 +183,11 @@ class Caller:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._poster.close()
+
+    def move(self, config: EndpointConfig) -> None:
+        """From now on the endpoint is found at the address of `config`, by requests that are repeated too."""
+        self.config = config
+        self._poster.move(config)
 
     def start(self, work: Coroutine[Any, Any, Any], answers: "queue.SimpleQueue[Any]") -> "Future[Any]":
         """Begin `work`; what it returns or raises is put into `answers`."""
@@ -228,13 +249,15 @@ class Caller:
                 raise to_exception(outcome)
             if outcome.kind == "permanent":
                 raise RowFault(outcome.text)
+            if self._recover is not None:
+                end += await self._recover()
             backoff = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
             wait = self._random.uniform(backoff / 2, backoff)
             if outcome.retry_after_seconds is not None:
                 wait = outcome.retry_after_seconds * self._random.uniform(1.0, 1.25)
             self._is_there |= not outcome.refused
             patience = f"within timeout_seconds: {seconds:g}"
-            if not self._is_there:
+            if not self._is_there and self._recover is None:
                 end, patience = min(end, start + UNREACHABLE_SECONDS), "of a server that has not answered so far"
             if self._stopping or time.monotonic() + wait >= end:
                 tries = "1 try" if attempt == 1 else f"{attempt} tries"

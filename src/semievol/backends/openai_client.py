@@ -76,16 +76,21 @@ def open_client(config: EndpointConfig, *, max_retries: int = 5) -> "OpenAI":
     return client
 
 
-def open_async_client(config: EndpointConfig) -> "AsyncOpenAI":
-    """An asynchronous client that repeats nothing by itself and opens as many connections as may be under way."""
+def open_async_client(config: EndpointConfig, *, key: str | None = None) -> "AsyncOpenAI":
+    """An asynchronous client that repeats nothing by itself and opens as many connections as may be under way.
+
+    With a `key` the endpoint is one of this process's own: no proxy of the environment stands before it.
+    """
     package = require("openai", extra="openai")
     import httpx2
 
     n = config.max_concurrency
     limits = httpx2.Limits(max_connections=n, max_keepalive_connections=n, keepalive_expiry=IDLE_SECONDS)
-    http_client = package.DefaultAsyncHttpxClient(verify=_tls(), limits=limits, timeout=config.timeout_seconds)
+    http_client = package.DefaultAsyncHttpxClient(
+        verify=_tls(), limits=limits, timeout=config.timeout_seconds, trust_env=key is None
+    )
     settings = {
-        "api_key": read_key(config),
+        "api_key": read_key(config) if key is None else key,
         "max_retries": 0,
         "timeout": config.timeout_seconds,
         "http_client": http_client,
@@ -97,13 +102,15 @@ def open_async_client(config: EndpointConfig) -> "AsyncOpenAI":
     return client
 
 
-def open_lane() -> "AsyncClient":
-    """An HTTP client with one connection, which follows no redirection."""
+def open_lane(*, trust_env: bool = True) -> "AsyncClient":
+    """An HTTP client with one connection, which follows no redirection; `trust_env` False: nor a proxy."""
     package = require("openai", extra="openai")
     import httpx2
 
     limits = httpx2.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_SECONDS)
-    lane: AsyncClient = package.DefaultAsyncHttpxClient(verify=_tls(), limits=limits, follow_redirects=False)
+    lane: AsyncClient = package.DefaultAsyncHttpxClient(
+        verify=_tls(), limits=limits, follow_redirects=False, trust_env=trust_env
+    )
     return lane
 
 

@@ -5,9 +5,7 @@ one completion to a request is asked n times. Chat APIs cannot score a given tex
 listed alternatives of a greedy completion say about a closed set.
 """
 
-import queue
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +15,12 @@ from typing import Any
 from typing_extensions import Self
 
 from semievol.backends.base import Usage
-from semievol.backends.notes import logger
 from semievol.backends.openai_adapters import ServedNames
 from semievol.backends.openai_budget import Budget
 from semievol.backends.openai_calls import Caller, Cost, RowFault, describe
 from semievol.backends.openai_chat import Abilities, chat_body, read_answer
 from semievol.backends.openai_probe import probe
+from semievol.backends.openai_stream import stream_answers
 from semievol.backends.openai_tokens import most_tokens
 from semievol.config import ChatGeneratorConfig, ModelConfig
 from semievol.errors import ConfigError, GenerationError
@@ -31,7 +29,6 @@ from semievol.types import ChoiceRequest, ChoiceScores, Completion, ModelRef, Re
 
 CHAT = "/chat/completions"
 LOOK_AHEAD = 4096
-_END = object()
 
 
 class OpenAIGenerator:
@@ -92,51 +89,13 @@ class OpenAIGenerator:
             SemiEvolError: If no request can succeed, or the budget is spent; all that was answered is yielded first.
             KeyboardInterrupt: In the same way, after the answers under way; a second one raises at once.
         """
-        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        futures: set[Future[Any]] = set()
-        n_under_way = 0
         abilities = self.abilities
-        feed = iter(requests)
-        stop: BaseException | None = None
-        more = True
-        try:
-            while True:
-                while more and stop is None and n_under_way < 2 * self._config.max_concurrency:
-                    request = next(feed, _END)
-                    if request is None:
-                        break
-                    if request is _END:
-                        more = False
-                        break
-                    assert isinstance(request, Request)
-                    named = replace(request, model=ModelRef(self._names.name_of(request.model)))
-                    future = self._caller.start(self._answer(named, sampling, abilities), answers)
-                    futures.add(future)
-                    future.add_done_callback(futures.discard)
-                    n_under_way += 1
-                if not n_under_way:
-                    break
-                try:
-                    outcome = answers.get()
-                except KeyboardInterrupt as interrupt:
-                    if stop is not None:
-                        raise
-                    stop = interrupt
-                    self._caller.stop_sending()
-                    logger.info("waiting for %d answers that are under way; Ctrl-C again gives them up", n_under_way)
-                    continue
-                n_under_way -= 1
-                if isinstance(outcome, BaseException):
-                    stop = stop or outcome
-                    self._caller.stop_sending()
-                    continue
-                if stop is None or outcome.error is None:  # what was given up is asked for again by the next run
-                    yield outcome
-            if stop is not None:
-                raise stop
-        finally:
-            for future in tuple(futures):
-                future.cancel()
+
+        def work(request: Request) -> Coroutine[Any, Any, Result]:
+            named = replace(request, model=ModelRef(self._names.name_of(request.model)))
+            return self._answer(named, sampling, abilities)
+
+        yield from stream_answers(self._caller, requests, work, most=2 * self._config.max_concurrency)
 
     def score_choices(self, requests: Iterable[ChoiceRequest]) -> Iterator[ChoiceScores]:
         """Not to be had from a chat API: raises GenerationError for the first request."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from semievol.backends.openai_client import open_async_client, open_lane
+from semievol.backends.openai_client import address, open_async_client, open_lane
 from semievol.config import EndpointConfig
 
 if TYPE_CHECKING:
@@ -27,8 +27,10 @@ _LEFT_OUT = (b"content-length", b"idempotency-key", b"x-stainless-")
 class Poster:
     """An open client; used from one event loop, with at most `max_concurrency` requests at once."""
 
-    def __init__(self, config: EndpointConfig) -> None:
-        self.client: AsyncOpenAI = open_async_client(config)
+    def __init__(self, config: EndpointConfig, *, key: str | None = None) -> None:
+        """`key` is that of an endpoint of this process's own; None: the key that the config names."""
+        self.client: AsyncOpenAI = open_async_client(config, key=key)
+        self._trust_env = key is None
         self._forms: dict[tuple[str, str], tuple[httpx2.URL, list[tuple[bytes, bytes]]]] = {}
         """Address and headers by route and model."""
         self._lanes: list[httpx2.AsyncClient] = []
@@ -68,6 +70,11 @@ class Poster:
             raise _status_error(response)
         return response
 
+    def move(self, config: EndpointConfig) -> None:
+        """From now on the endpoint is found at the address of `config`."""
+        self.client.base_url = address(config)
+        self._forms.clear()
+
     async def close(self) -> None:
         """Close all connections."""
         await self.client.close()
@@ -80,16 +87,17 @@ class Poster:
         import httpx2
 
         options: Any = {"timeout": httpx2.Timeout(**timeout)}
+        base = self.client.base_url
         response = await self.client.post(path, body=body, cast_to=httpx2.Response, options=options)
         request = response.request
-        if request.method == "POST":
+        if request.method == "POST" and self.client.base_url == base:
             lasting = [(k, v) for k, v in request.headers.raw if not k.lower().startswith(_LEFT_OUT)]
             self._forms[path, model] = request.url, lasting
         return response
 
     @contextmanager
     def _lane(self) -> "Iterator[httpx2.AsyncClient]":
-        lane = self._lanes.pop() if self._lanes else open_lane()
+        lane = self._lanes.pop() if self._lanes else open_lane(trust_env=self._trust_env)
         try:
             yield lane
         finally:
