@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 
 from semievol.answering import max_tokens
 from semievol.backends.base import HOSTED, open_trainer
-from semievol.config import ConfigurationConfig, ModelConfig, RunConfig, TrainerConfig
+from semievol.config import (
+    ConfigurationConfig,
+    ModelConfig,
+    RayGeneratorConfig,
+    RunConfig,
+    TrainerConfig,
+    local_generator,
+)
 from semievol.sft import stage_trainer_config
 
 ROW_BYTES = 1500
@@ -245,7 +252,7 @@ def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Mem
     """Weights, cache and activations of the fullest batch; within a factor of about 1.5 for dense decoders."""
     device, available, half = _device(config.model)
     width = 2 if half or config.model.dtype in ("bfloat16", "float16") else 4
-    generator, trainer = config.generator, config.trainer
+    generator, trainer = local_generator(config.generator), config.trainer
     batch, n_models = 0, 1
     if generator.type == "transformers":
         batch = generator.batch_tokens
@@ -253,6 +260,8 @@ def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Mem
             n_models = min(2, generator.max_loaded_models)  # base and warm model
     cache = batch * size.kv_size * size.n_layers * width
     generation = n_models * size.n_parameters * width + cache + batch * size.hidden_size * 8 * width
+    if isinstance(config.generator, RayGeneratorConfig):  # models on other machines need no memory of this one
+        generation *= config.generator.replicas if config.generator.address is None else 0
     if trainer.type != "trl":
         return Memory(generation, 0, available, device)
     frozen = {"lora": width, "qlora": 0.6, "full": 0.0}[trainer.method] * size.n_parameters

@@ -93,7 +93,11 @@ class Generator(Protocol):
         ...
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
-        """Yield one Result a request as it is done. Finished results may be stored at once: each is final."""
+        """Yield one Result a request as it is done. Finished results may be stored at once: each is final.
+
+        A generator that spreads work over machines begins when it is called, not when the first result is asked for, so
+        that several calls can be under way; their results are taken in the order of the calls.
+        """
         ...
 
     def score_choices(self, requests: Iterable[ChoiceRequest]) -> Iterator[ChoiceScores]:
@@ -174,12 +178,16 @@ class Embedder(Protocol):
 
 
 HOSTED = frozenset({"openai", "openai_batch"})
-"""Types whose model is a name at a server. They are given `state_dir`, a folder for what has to outlive a process."""
+"""Types whose model is a name at a server."""
+
+STATEFUL = HOSTED | {"ray"}
+"""Types that are given `state_dir`, a folder for what has to outlive a process."""
 
 GENERATORS = {
     "transformers": "semievol.backends.transformers:TransformersGenerator",
     "openai": "semievol.backends.openai_generator:OpenAIGenerator",
     "openai_batch": "semievol.backends.openai_batch:OpenAIBatchGenerator",
+    "ray": "semievol.backends.ray:RayGenerator",
     "fake": "semievol.backends.fake:FakeGenerator",
 }
 TRAINERS = {
@@ -198,6 +206,7 @@ TOKENS = {
     "transformers": "semievol.backends.transformers:TransformersTokens",
     "openai": "semievol.backends.openai_tokens:OpenAITokens",
     "openai_batch": "semievol.backends.openai_tokens:OpenAITokens",
+    "ray": "semievol.backends.ray:open_inner_tokens",
     "fake": "semievol.backends.fake:FakeTokens",
 }
 
@@ -205,7 +214,7 @@ TOKENS = {
 def open_generator(config: GeneratorConfig, model: ModelConfig, *, state_dir: Path | None = None) -> Generator:
     """Load the generator of `config` for the base model of `model`. Use it as a context manager.
 
-    `state_dir` is where a hosted one keeps what has to outlive a process (None: nowhere); it is made when needed.
+    `state_dir` is where a hosted or a distributed one keeps what has to outlive a process (None: nowhere); it is made when needed.
     """
     generator: Generator = _load(GENERATORS[config.type])(config, model, **_state(config.type, state_dir))
     return generator
@@ -230,7 +239,7 @@ def open_retriever(config: EmbedderConfig, model: ModelConfig, *, state_dir: Pat
 
 
 def _state(backend: str, state_dir: Path | None) -> dict[str, Any]:
-    return {"state_dir": state_dir} if backend in HOSTED else {}
+    return {"state_dir": state_dir} if backend in STATEFUL else {}
 
 
 def _load(target: str) -> Any:

@@ -76,7 +76,7 @@ def open_tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_open("tokenizer", path, error) from error
     if model.chat_template is not None:
-        tokenizer.chat_template = _read_template(model.chat_template)
+        tokenizer.chat_template = read_template(model.chat_template)
     if not tokenizer.chat_template:
         raise ConfigError(
             f"model.path: the tokenizer of {path} has no chat template, so there is no telling how to prompt it; "
@@ -288,7 +288,8 @@ def _until_turn_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int], after_
     return ids[: len(ids) - len(tail) + end + 1]
 
 
-def _read_template(value: str) -> str:
+def read_template(value: str) -> str:
+    """The chat template that `model.chat_template` gives: itself, or what the file of this name holds."""
     looks_like_path = "\n" not in value and "{" not in value
     if not looks_like_path:
         return value
