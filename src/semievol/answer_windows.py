@@ -1,8 +1,8 @@
 """Answers rows window by window through the row store: a window is batched together and stored together.
 
-For generators that batch rows. Batches are cut inside a window and a window is stored whole, so a resumed run batches as
-an undisturbed one does and gets the same bits. Several windows may be under way at once, where a generator spreads them
-over machines; which windows there are does not depend on how many.
+For generators that batch rows. Batches are cut inside a window and a window is stored whole, so a resumed run batches
+as an undisturbed one does and gets the same bits. Several windows may be under way at once, where a generator spreads
+them over machines; which windows there are does not depend on how many.
 """
 
 from collections import deque
@@ -65,8 +65,10 @@ class AnswerWindows(Generic[Answer]):
         note_reused: Callable[[Answer], None],
     ) -> None:
         """`compute` may begin with the work when it is called, or when its first answer is asked for."""
-        self._store, self._adapter, self._compute = store, adapter, compute
-        self._stage, self._advance, self._note_reused = stage, advance, note_reused
+        self._store, self._adapter = store, adapter
+        self._compute: Callable[[Iterable[Any]], Iterator[Answer]] = compute
+        self._stage, self._advance = stage, advance
+        self._note_reused: Callable[[Answer], None] = note_reused
         self._under_way: set[str] = set()
         """Keys that a window has asked for and that are not stored yet."""
 

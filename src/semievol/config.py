@@ -336,8 +336,9 @@ class RayGeneratorConfig(Section):
     cpus_per_replica: float = Field(1, gt=0)
     """CPU cores of each replica. Ray lets torch have so many threads where `inner.threads` does not say."""
     shard_rows: int = Field(LARGEST_SHARD, gt=0, le=LARGEST_SHARD)
-    """Rows that a replica is given at once, and loses at most when it dies. With 512, rows are batched as without Ray, and
-    the bytes are the same; fewer keep more replicas busy on few rows, and change log-probabilities in the last digits."""
+    """Rows that a replica is given at once, and loses at most when it dies. With 512, rows are batched as without Ray,
+    and the bytes are the same; fewer keep more replicas busy on few rows, and change log-probabilities in the last
+    digits."""
     storage: str | None = None
     """Folder or fsspec URL (`s3://BUCKET/FOLDER`) for shards and answers, which every node sees. None: in the run
     folder, which then every node has to see."""
@@ -793,8 +794,8 @@ class RunConfig(Section):
             raise ValueError(f"select.min_confidence needs a closed answer set, but task.type is {self.task.type}")
         if self.generator.type == "ray" and self.model.device not in ("auto", "cpu", "cuda"):
             raise ValueError(
-                f"model.device: {self.model.device} names one device, but generator.type: ray gives each replica its own; "
-                "set auto, cpu or cuda"
+                f"model.device: {self.model.device} names one device, but generator.type: ray gives each replica its "
+                "own; set auto, cpu or cuda"
             )
         if self.generator.type == "ray" and self.model.device == "cuda" and not self.generator.gpus_per_replica:
             raise ValueError("model.device: cuda needs generator.gpus_per_replica above 0")

@@ -12,7 +12,7 @@ from semievol.artifacts import RunDir
 from semievol.backends.base import HOSTED
 from semievol.backends.openai_client import address
 from semievol.backends.openai_dates import fine_tuning_notice
-from semievol.config import EndpointConfig, OpenAITrainerConfig, RayGeneratorConfig, RunConfig, local_generator
+from semievol.config import EndpointConfig, OpenAITrainerConfig, RunConfig, local_generator
 from semievol.costs import ModelSize, model_size
 from semievol.errors import ArtifactError, SemiEvolError
 from semievol.pipeline import plan_steps

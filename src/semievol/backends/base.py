@@ -214,7 +214,8 @@ TOKENS = {
 def open_generator(config: GeneratorConfig, model: ModelConfig, *, state_dir: Path | None = None) -> Generator:
     """Load the generator of `config` for the base model of `model`. Use it as a context manager.
 
-    `state_dir` is where a hosted or a distributed one keeps what has to outlive a process (None: nowhere); it is made when needed.
+    `state_dir` is where one that is hosted, or spread over machines, keeps what has to outlive a process (None:
+    nowhere); it is made when needed.
     """
     generator: Generator = _load(GENERATORS[config.type])(config, model, **_state(config.type, state_dir))
     return generator

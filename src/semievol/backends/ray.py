@@ -1,9 +1,9 @@
-"""Replicas of a local generator on Ray, on one machine or a cluster: shards go out as files, answers come back as files.
+"""Replicas of a local generator on Ray, on one machine or a cluster; shards and answers travel as files.
 
 Plain actors and a queue of our own (`ray_pool`), not Ray Data's `map_batches`, because of what a run promises:
 
-- Models stay loaded. Stages ask many times, and some questions hang on earlier answers; Ray Data makes an actor pool for
-  each execution of a dataset, which would load the model again for each of them.
+- Models stay loaded. Stages ask many times, and some questions hang on earlier answers; Ray Data makes an actor pool
+  for each execution of a dataset, which would load the model again for each of them.
 - What is batched together is fixed. Ray Data is free to cut and join blocks; a shard here is a window of rows that the
   local generator would have batched by itself, so the bytes hang neither on the number of replicas nor on who did what.
 - A death costs a shard and is counted. Ray Data starts actors and repeats their tasks without end by default
@@ -233,5 +233,5 @@ def _paths(model: ModelRef) -> tuple[str, ...]:
 
 
 def _add(a: Usage, b: Usage) -> Usage:
-    total = Usage(*(x + y for x, y in zip(a, b, strict=True)))
-    return total._replace(peak_memory_bytes=max(a.peak_memory_bytes, b.peak_memory_bytes))
+    total: list[Any] = [x + y for x, y in zip(a, b, strict=True)]
+    return Usage(*total)._replace(peak_memory_bytes=max(a.peak_memory_bytes, b.peak_memory_bytes))

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from semievol.config import ModelConfig, RayGeneratorConfig
-from semievol.errors import ConfigError
+from semievol.errors import ConfigError, GenerationError
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Shared memory of a Ray of our own: rows travel as files, so there is next to nothing in it."""
@@ -21,8 +21,9 @@ def connect(ray: Any, config: RayGeneratorConfig, model: ModelConfig) -> Callabl
     """Make `ray` usable, and return what undoes that. A Ray that this process is connected to already is used as it is.
 
     Raises:
-        ConfigError: If the cluster cannot be reached, has fewer GPUs than a Ray of this machine would need, or has GPUs
-        that the config would leave idle without saying so.
+        ConfigError: If the cluster cannot be reached, if this machine has fewer GPUs than a Ray of its own would need,
+            or if the cluster has GPUs that the config would leave idle without saying so.
+        GenerationError: If a Ray of this machine's own does not start.
     """
     if ray.is_initialized():
         return _nothing
@@ -40,14 +41,20 @@ def connect(ray: Any, config: RayGeneratorConfig, model: ModelConfig) -> Callabl
 
 
 def _start_local(ray: Any, config: RayGeneratorConfig) -> None:
-    ray.init(
-        address="local",
-        num_cpus=math.ceil(config.replicas * config.cpus_per_replica),
-        num_gpus=None if config.gpus_per_replica else 0,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        **QUIET,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=math.ceil(config.replicas * config.cpus_per_replica),
+            num_gpus=None if config.gpus_per_replica else 0,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **QUIET,
+        )
+    except Exception as error:  # Ray raises bare ones here
+        raise GenerationError(
+            f"Ray did not start on this machine ({_first_line(error)}): it gives up after 30 s; wait until the "
+            "machine is less busy and run again, or see its logs in /tmp/ray/session_latest/logs"
+        ) from error
 
 
 def _join(ray: Any, address: str) -> None:
@@ -61,8 +68,7 @@ def _join(ray: Any, address: str) -> None:
         remedy = (
             "start one with `ray start --head`, or name its HOST:6379" if address == "auto" else "is it a Ray head?"
         )
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"generator.address: no Ray cluster at {address} ({first}); {remedy}") from error
+        raise ConfigError(f"generator.address: no Ray cluster at {address} ({_first_line(error)}); {remedy}") from error
 
 
 def _probe(address: str) -> None:
@@ -73,8 +79,8 @@ def _probe(address: str) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"generator.address: {address} cannot be reached ({error.strerror or error}): is the head node up, and the port "
-            "open (6379 for `ray start`, 10001 for ray://)?"
+            f"generator.address: {address} cannot be reached ({error.strerror or error}): is the head node up, and the "
+            "port open (6379 for `ray start`, 10001 for ray://)?"
         ) from error
 
 
@@ -82,14 +88,18 @@ def _check_gpus(n_gpus: float, config: RayGeneratorConfig, model: ModelConfig) -
     needed = config.replicas * config.gpus_per_replica
     if config.address is None and needed > n_gpus:
         raise ConfigError(
-            f"generator: {config.replicas} replicas with gpus_per_replica {config.gpus_per_replica:g} need {needed:g} GPUs, "
-            f"and Ray sees {n_gpus:g} on this machine"
+            f"generator: {config.replicas} replicas with gpus_per_replica {config.gpus_per_replica:g} need {needed:g} "
+            f"GPUs, and Ray sees {n_gpus:g} on this machine"
         )
     if n_gpus and not needed and model.device == "auto" and config.inner.type != "fake":
         raise ConfigError(
-            f"generator.gpus_per_replica is 0, so replicas would run on CPUs, but the cluster has {n_gpus:g} GPUs: set 1, "
-            "or model.device: cpu"
+            f"generator.gpus_per_replica is 0, so replicas would run on CPUs, but the cluster has {n_gpus:g} GPUs: "
+            "set 1, or model.device: cpu"
         )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _nothing() -> None:

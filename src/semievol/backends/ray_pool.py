@@ -156,7 +156,7 @@ class ReplicaPool:
         return True
 
     def _bury(self, replica: _Replica, error: Exception) -> None:
-        """Put a dead replica's shards back in front of the queue and start another; the first of them may be to blame."""
+        """Put a dead replica's shards back in front of the queue and start another; the first one may be to blame."""
         self._drop(replica)
         tasks = [task for _, task in replica.tasks]
         guilty = tasks[0]
@@ -168,7 +168,7 @@ class ReplicaPool:
                 "out, lower generator.inner.batch_tokens or generator.shard_rows"
             ) from error
         logger.info(
-            "a replica on node %s is gone, another one gets its shard (%s): %s",
+            "a replica on node %s is gone, another one gets %s: %s",
             replica.node,
             guilty.label,
             _reason(error),

@@ -82,8 +82,8 @@ class Replica:
             job: dict[str, Any] = json.loads(storage.read(JOB))
         except OSError as error:
             raise ConfigError(
-                f"node {self._node} does not see {self._place}/{JOB} ({error}): set generator.storage to a folder or URL "
-                "that all nodes see"
+                f"node {self._node} does not see {self._place}/{JOB} ({error}): set generator.storage to a folder or "
+                "URL that all nodes see"
             ) from error
         if job["version"] != __version__:
             raise ConfigError(
@@ -103,5 +103,5 @@ def _fault(error: SemiEvolError) -> str:
 
 def _difference(now: Usage, before: Usage) -> Usage:
     """What was spent between; the peak of memory is that of the process."""
-    spent = (a - b for a, b in zip(now, before, strict=True))
+    spent: list[Any] = [a - b for a, b in zip(now, before, strict=True)]
     return Usage(*spent)._replace(peak_memory_bytes=now.peak_memory_bytes)

@@ -52,9 +52,8 @@ class Storage:
             self._files, self._root = fsspec.core.url_to_fs(self.place)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"generator.storage: {place} cannot be opened: {error}") from error
-        self._is_local = "file" in (
-            (self._files.protocol,) if isinstance(self._files.protocol, str) else self._files.protocol
-        )
+        protocol = self._files.protocol
+        self._is_local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises OSError if it is not there."""
@@ -138,8 +137,8 @@ def decode_answers(kind: Kind, data: bytes, ids: Sequence[str], *, source: str) 
         raise GenerationError(f"{source} is damaged; delete it and run again") from error
     if sorted(a.id for a in answers) != sorted(ids):
         raise GenerationError(
-            f"{source} holds {len(answers)} answers that are not those of its {len(ids)} rows, {ids[0]} first; delete it "
-            "and run again"
+            f"{source} holds {len(answers)} answers, not those of its {len(ids)} rows, {ids[0]} first; delete "
+            "it and run again"
         )
     return usage, answers
 
@@ -166,7 +165,8 @@ def check_folders(folders: Mapping[str, str], *, node: str) -> None:
             )
         if sign_folder(Path(path), trained=signature.startswith("content ")) != signature:
             raise ConfigError(
-                f"node {node} sees another model in {path} than the run: it is no storage that both share, or an old copy"
+                f"node {node} sees another model in {path} than the run: it is no storage that both share, or an "
+                "old copy"
             )
 
 
