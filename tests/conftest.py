@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,32 @@ def make_adapter(tmp_path_factory):
         return str(folder)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def ray_standin():
+    """Ray's interface in this process, in the place of the package."""
+    from tests.ray_standin import StandIn
+
+    with pytest.MonkeyPatch.context() as patch:
+        standin = StandIn()
+        patch.setitem(sys.modules, "ray", standin)
+        yield standin
+
+
+@pytest.fixture(scope="session")
+def real_ray():
+    """A Ray of two CPUs on this machine, without dashboard and telemetry."""
+    ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'semievol[ray]')")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    for attempt in range(3):
+        try:
+            ray.init(
+                num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False
+            )
+            break
+        except Exception:  # of a start that took longer than the 30 s that Ray allows itself
+            if attempt == 2:
+                raise
+    yield ray
+    ray.shutdown()

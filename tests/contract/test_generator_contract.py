@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from semievol.backends.base import open_generator, open_tokens
-from semievol.config import FakeGeneratorConfig, ModelConfig, TransformersGeneratorConfig
+from semievol.config import FakeGeneratorConfig, ModelConfig, RayGeneratorConfig, TransformersGeneratorConfig
 from semievol.errors import ConfigError, DataError, GenerationError
 from semievol.types import ChoiceRequest, Message, ModelRef, Request, Sampling
 
@@ -34,11 +34,19 @@ def run(backend, reqs, **sampling):
     return {r.id: r for r in backend.generate(reqs, Sampling(**sampling))}
 
 
-@pytest.fixture(scope="module", params=["fake", *MODELS, "pocket"])
+REAL_RAY = pytest.param("real ray", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["fake", *MODELS, "pocket", "ray", REAL_RAY])
 def config(request):
     """(generator config, model config) of a backend."""
     if request.param == "fake":
         return FakeGeneratorConfig(), ModelConfig(path="fake-model")
+    if "ray" in request.param:
+        request.getfixturevalue("ray_standin" if request.param == "ray" else "real_ray")
+        inner = {"type": "transformers", "threads": 1}
+        model = ModelConfig(path=request.getfixturevalue("tiny_llama_dir"), device="cpu")
+        return RayGeneratorConfig.model_validate({"inner": inner, "replicas": 2, "shard_rows": 3}), model
     name = "pocket_dir" if request.param == "pocket" else f"tiny_{request.param}_dir"
     return TransformersGeneratorConfig(), ModelConfig(path=request.getfixturevalue(name), device="cpu")
 

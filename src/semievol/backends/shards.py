@@ -144,7 +144,7 @@ def decode_answers(kind: Kind, data: bytes, ids: Sequence[str], *, source: str) 
 
 
 def sign_folder(path: Path, *, trained: bool) -> str:
-    """What a model folder holds: the content of a trained one, which another training replaces; names and sizes else."""
+    """What a model folder holds: content of a trained one, which another training replaces; else names and sizes."""
     if trained:
         return f"content {folder_hash(path)}"
     files = sorted((p.name, p.stat().st_size) for p in path.iterdir() if p.suffix in (".safetensors", ".json"))
