@@ -1,7 +1,7 @@
 """Ray's interface in this process, for tests of what stands above it: actors take calls in order, and can be killed.
 
-Which actor gets on next is drawn by seed, so shards end in many orders. `kill_at` numbers the calls of `answer` (from 1)
-at which the actor that was to answer dies instead.
+Which actor gets on next is drawn by seed, so shards end in many orders. `kill_at` numbers calls of `answer`, from 1, at
+which the actor that was to answer dies instead.
 """
 
 import random

@@ -1,6 +1,6 @@
 """What `generator: ray` adds to the contract: equal bytes whoever does the work, deaths, resume, clear errors.
 
-The default run has a stand-in for Ray in this process; the tests marked slow have Ray itself, with workers that are killed.
+The default run has a stand-in for Ray in this process; the tests marked slow have Ray itself, and kill its workers.
 """
 
 import os

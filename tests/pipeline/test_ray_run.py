@@ -1,0 +1,135 @@
+"""A run over Ray ends with the bytes of the run without, whoever dies on the way."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from semievol.artifacts import RunDir
+from semievol.errors import GenerationError
+from semievol.pipeline import run
+from semievol.predicting import predict_file
+from semievol.stage import SilentReporter
+from tests.pipeline.conftest import FAKE
+from tests.pipeline.test_fake_run import artifacts, results_without_cost, run_and_record
+from tests.pipeline.test_kill import finish, start, write_config
+from tests.ray_standin import StandIn
+
+RAY = {"type": "ray", "inner": {"type": "fake"}, "replicas": 2}
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    def install(**how) -> StandIn:
+        ray = StandIn(**how)
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        return ray
+
+    return install
+
+
+def without_config(found: dict[str, bytes]) -> dict[str, bytes]:
+    """The resolved config names the generator."""
+    return {name: data for name, data in found.items() if name != "config.resolved.json"}
+
+
+def rows_of(run_dir: RunDir) -> bytes:
+    return json.dumps(
+        {k: v for k, v in results_without_cost(run_dir).items() if k != "config"}, sort_keys=True
+    ).encode()
+
+
+@pytest.fixture
+def expected(make_config, tmp_path):
+    """(artifacts, results, predictions) of the run with the local generator alone, and its folder put away."""
+    run_dir = run(make_config())
+    found = without_config(artifacts(run_dir)), rows_of(run_dir), predict(run_dir, make_config())
+    run_dir.path.rename(tmp_path / "alone")
+    return found
+
+
+def predict(run_dir: RunDir, config) -> bytes:
+    output = run_dir.path.parent / "predicted.csv"
+    predict_file(run_dir.path, config.data.test, output, abstain_below=None, reporter=SilentReporter())
+    return output.read_bytes()
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_ray_run_equals_the_local_run(make_config, expected, standin, replicas):
+    ray = standin(kill_at={2, 11, 30}, seed=replicas)
+    config = make_config(generator=RAY | {"shard_rows": 7, "replicas": replicas})
+    run_dir = run(config)
+    assert ray.n_answers > 60
+    assert (without_config(artifacts(run_dir)), rows_of(run_dir), predict(run_dir, config)) == expected
+    assert not list(run_dir.path.rglob("answers/*"))
+
+
+def test_run_that_lost_a_shard_for_good_goes_on_and_ends_with_the_same_bytes(make_config, expected, standin):
+    config = make_config(generator=RAY | {"shard_rows": 7, "max_attempts": 2, "replicas": 1})
+    standin(kill_at={21, 22})
+    with pytest.raises(GenerationError, match="All finished rows are kept"):
+        run(config)
+    n_kept = len(list(Path(config.output_dir).rglob("answers/*")))
+    assert n_kept == 20
+    ray = standin()
+    run_dir = run(config)
+    again = run_dir.manifest()["round-1/propagate"]["stats"]
+    assert again["n_rows"] == 80
+    assert (without_config(artifacts(run_dir)), rows_of(run_dir), predict(run_dir, config)) == expected
+    assert ray.n_answers > 0
+
+
+def test_run_can_move_to_a_cluster_half_way(make_config, standin):
+    run(make_config(), until_stage="justify")
+    standin()
+    ran = run_and_record(make_config(generator=RAY | {"replicas": 8}))
+    assert ran[0] == "round-1/select"
+    assert run_and_record(make_config()) == []
+
+
+def answers_in(folder: Path):
+    return lambda: len(list(folder.rglob("answers/*.jsonl"))) >= 3
+
+
+@pytest.mark.slow
+def test_real_ray_run_killed_and_gone_on_with_equals_the_local_run(real_ray, tmp_path, task_files, tiny_llama_dir):
+    """The driver dies, and a worker of the next one: both with SIGKILL."""
+    from tests.contract.test_ray_generator import replica_pids
+
+    inner = {"type": "transformers", "threads": 1}
+    shared = {"model": {"path": tiny_llama_dir, "max_length": 400}, "trainer": FAKE["trainer"]}
+    changes = shared | {"trainer": {"max_steps": 2, "per_device_train_batch_size": 4, "max_length": 400}}
+    changes["propagate"] = {"configurations": [{"model": "warm", "k": k} for k in (0, 1)]}
+    finish(write_config(tmp_path, task_files, generator=inner, **changes))
+    run_dir = RunDir(tmp_path / "run")
+    expected = without_config(artifacts(run_dir)), rows_of(run_dir)
+    run_dir.path.rename(tmp_path / "alone")
+
+    address = real_ray.get_runtime_context().gcs_address
+    ray = {"type": "ray", "inner": inner, "replicas": 2, "address": address}
+    config = write_config(tmp_path, task_files, generator=ray | {"shard_rows": 512}, **changes)
+    process = start(config)
+    while not (propagating := list(run_dir.path.rglob("hosted/ray/*/shards/*.jsonl"))) and process.poll() is None:
+        time.sleep(0.005)
+    assert propagating
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    process = start(config)
+    before = replica_pids()
+    killed = None
+    while process.poll() is None:
+        new = replica_pids() - before
+        if killed is None and new and list(run_dir.path.rglob("hosted/ray/*/shards/*.jsonl")):
+            killed = min(new)
+            os.kill(killed, signal.SIGKILL)
+        time.sleep(0.02)
+    stderr = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.returncode == 0, stderr[-3000:]
+    assert killed is not None
+    assert (without_config(artifacts(run_dir)), rows_of(run_dir)) == expected
