@@ -34,7 +34,7 @@ def run(backend, reqs, **sampling):
     return {r.id: r for r in backend.generate(reqs, Sampling(**sampling))}
 
 
-REAL_RAY = pytest.param("real ray", marks=pytest.mark.slow)
+REAL_RAY = pytest.param("real ray", marks=(pytest.mark.slow, pytest.mark.timeout(900)))
 
 
 @pytest.fixture(scope="module", params=["fake", *MODELS, "pocket", "ray", REAL_RAY])

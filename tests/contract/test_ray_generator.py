@@ -234,27 +234,28 @@ def kill_one_after(n_shards: int, storage: Path, killed: list[int]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the replicas in /proc")
-def test_real_ray_with_a_killed_worker_gives_the_same_answers(real_ray, tiny_llama_dir, tmp_path, caplog):
+def test_real_ray_with_a_killed_worker_gives_the_same_answers(real_ray, tmp_path, caplog):
     caplog.set_level("INFO", logger="semievol.hosted")
-    inner, model = {"type": "transformers", "threads": 1}, ModelConfig(path=tiny_llama_dir, device="cpu")
-    reqs, sampling = requests(ModelRef(tiny_llama_dir), 96), Sampling(n=4, max_tokens=24)
+    reqs = fake_requests(400)
     killed: list[int] = []
-    killer = threading.Thread(target=kill_one_after, args=(2, tmp_path, killed))
-    with open_generator(ray_config(inner, storage=tmp_path.as_uri()), model) as generator:
+    killer = threading.Thread(target=kill_one_after, args=(3, tmp_path, killed))
+    with open_generator(ray_config(shard_rows=1, storage=tmp_path.as_uri()), FAKE_MODEL) as generator:
         killer.start()
-        found = list(generator.generate(reqs, sampling))
+        found = list(generator.generate(reqs, SAMPLING))
         killer.join()
-        after = list(generator.generate(reqs[:8], sampling))  # with the replica that took the dead one's place
+        after = list(generator.generate(reqs[:8], SAMPLING))  # with the replica that took the dead one's place
     assert killed
     assert sum("is gone, another one gets the shard" in r.getMessage() for r in caplog.records) == 1
-    expected = in_shards(TransformersGeneratorConfig(threads=1), model, reqs, 4, sampling)
+    expected = in_shards(FakeGeneratorConfig(), FAKE_MODEL, reqs, 1)
     assert found == expected
     assert after == expected[:8]
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_real_ray_that_has_no_room_says_what_there_is(real_ray):
     config = ray_config(cpus_per_replica=64, start_timeout_seconds=3)
     with pytest.raises(ConfigError, match=r"no replica was ready .*'CPU': 2"):
@@ -262,6 +263,7 @@ def test_real_ray_that_has_no_room_says_what_there_is(real_ray):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_real_ray_is_reached_by_its_address_from_another_process(real_ray, tmp_path):
     import subprocess
     import sys

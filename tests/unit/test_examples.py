@@ -22,12 +22,16 @@ def test_example_config_is_valid_and_says_how_it_runs(path):
 
 
 DATA = {"labeled": "labeled.csv", "unlabeled": "unlabeled.csv"}
-BLOCKS = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "backends.md").read_text(encoding="utf-8"), re.M | re.S)
+BLOCKS = [
+    block
+    for name in ("backends.md", "scaling.md")
+    for block in re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / name).read_text(encoding="utf-8"), re.M | re.S)
+]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_config_in_the_backend_docs_is_valid(block):
-    assert parse_config({"data": DATA} | yaml.safe_load(block)).generator.type.startswith("openai")
+def test_config_in_the_docs_is_valid(block):
+    parse_config({"data": DATA} | yaml.safe_load(block))
 
 
 def test_configuration_docs_are_current():
