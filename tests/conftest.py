@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -182,14 +183,24 @@ def real_ray():
     """A Ray of two CPUs on this machine, without dashboard and telemetry."""
     ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'semievol[ray]')")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    for attempt in range(3):
-        try:
-            ray.init(
-                num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False
-            )
-            break
-        except Exception:  # of a start that took longer than the 30 s that Ray allows itself
-            if attempt == 2:
-                raise
+    services = ray._private.services
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", _patiently(services.get_node))
+        ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
     yield ray
     ray.shutdown()
+
+
+def _patiently(get_node, seconds: float = 300.0):
+    """Ray gives its own processes 30 s to start, which is too short on a machine that is busy with other tests."""
+
+    def get(*arguments):
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+
+    return get

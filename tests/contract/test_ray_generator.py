@@ -14,7 +14,7 @@ import pytest
 
 from semievol.backends.base import open_generator
 from semievol.config import FakeGeneratorConfig, ModelConfig, RayGeneratorConfig, TransformersGeneratorConfig
-from semievol.errors import ConfigError, GenerationError
+from semievol.errors import ArtifactError, ConfigError, GenerationError
 from semievol.types import ChoiceRequest, ModelRef, Sampling
 from tests.contract.test_generator_contract import requests
 from tests.ray_standin import StandIn
@@ -190,6 +190,13 @@ def test_storage_without_its_package_is_refused(standin):
     standin()
     with pytest.raises(ConfigError, match=r"generator\.storage: nosuch://bucket"):
         open_generator(ray_config(storage="nosuch://bucket"), FAKE_MODEL)
+
+
+def test_storage_that_cannot_be_written_is_named(standin, tmp_path):
+    standin()
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=rf"generator\.storage: {tmp_path}/file/.* cannot be written"):
+        open_generator(ray_config(storage=str(tmp_path / "file")), FAKE_MODEL)
 
 
 def test_cluster_needs_storage_where_there_is_no_run_folder(standin):

@@ -36,7 +36,7 @@ from semievol.backends.ray_pool import ReplicaPool
 from semievol.backends.ray_worker import Replica
 from semievol.backends.shards import JOB, Kind, Shard, Storage, decode_answers, encode_shard, sign_folder
 from semievol.config import ModelConfig, RayGeneratorConfig
-from semievol.errors import ConfigError
+from semievol.errors import ArtifactError, ConfigError, GenerationError
 from semievol.types import ChoiceRequest, ChoiceScores, ModelRef, Request, Result, Sampling
 
 
@@ -160,10 +160,7 @@ class RayGenerator:
             "model": self._model.model_dump(mode="json"),
             "folders": self._signed_base(),
         }
-        try:
-            self._storage.write(JOB, json.dumps(job, sort_keys=True).encode())
-        except OSError as error:
-            raise ConfigError(f"generator.storage: {self._storage.place} cannot be written: {error}") from error
+        self._write(JOB, json.dumps(job, sort_keys=True).encode())
 
     def _send(self, kind: Kind, sampling: Sampling, requests: Sequence[Any]) -> list[_Sent]:
         sent = []
@@ -173,7 +170,7 @@ class RayGenerator:
             folders = {p: self._folders[p] for r in located for p in _paths(r.model) if p in self._folders}
             name, data = encode_shard(Shard(kind, sampling, folders, located))
             if name not in self._done and not self._in_use[name]:
-                self._storage.write(f"shards/{name}.jsonl", data)
+                self._write(f"shards/{name}.jsonl", data)
                 self._pool.submit(name, f"the shard of {len(rows)} rows from {rows[0].id} to {rows[-1].id}")
             self._in_use[name] += 1
             sent.append(_Sent(name, [r.id for r in rows]))
@@ -185,13 +182,27 @@ class RayGenerator:
                 self._pool.wait_for(shard.name)
                 self._done.add(shard.name)
             file = f"answers/{shard.name}.jsonl"
-            data = self._storage.read(file)
+            try:
+                data = self._storage.read(file)
+            except OSError as error:
+                raise GenerationError(
+                    f"{self._storage.place}/{file} cannot be read here: {error}; run again"
+                ) from error
             usage, answers = decode_answers(kind, data, shard.ids, source=f"{self._storage.place}/{file}")
             self._usage = _add(self._usage, usage)
             yield from answers
         # Who asks for the next call's answers has stored those of the call before.
         self._release(self._delivered)
         self._delivered = [shard.name for shard in sent]
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            self._storage.write(name, data)
+        except OSError as error:
+            raise ArtifactError(
+                f"generator.storage: {self._storage.place} cannot be written ({error}); when it can, run again: it "
+                "goes on"
+            ) from error
 
     def _release(self, names: Sequence[str]) -> None:
         """Delete shards and answers that nobody waits for any more."""
