@@ -17,7 +17,7 @@ from semievol.stage import SilentReporter
 from tests.contract.test_ray_generator import replica_pids
 from tests.pipeline.conftest import FAKE
 from tests.pipeline.test_fake_run import artifacts, results_without_cost, run_and_record
-from tests.pipeline.test_kill import start, write_config
+from tests.pipeline.test_kill import ENVIRONMENT, start, write_config
 from tests.ray_standin import StandIn
 
 RAY = {"type": "ray", "inner": {"type": "fake"}, "replicas": 2}
@@ -110,8 +110,11 @@ def test_real_ray_run_of_a_real_model_equals_the_local_run(real_ray, make_config
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the replicas in /proc")
-def test_real_ray_run_killed_and_gone_on_with_equals_the_local_run(real_ray, expected, tmp_path, task_files):
+def test_real_ray_run_killed_and_gone_on_with_equals_the_local_run(
+    real_ray, expected, tmp_path, task_files, monkeypatch
+):
     """The driver dies, and then a worker of the next one: both by SIGKILL."""
+    monkeypatch.setitem(ENVIRONMENT, "RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "disabled"))
     ray = RAY | {"address": real_ray.get_runtime_context().gcs_address, "shard_rows": 2}
     config = write_config(tmp_path, task_files, **FAKE | {"generator": ray})
     run_dir = RunDir(tmp_path / "run")
@@ -122,7 +125,7 @@ def test_real_ray_run_killed_and_gone_on_with_equals_the_local_run(real_ray, exp
     process = start(config)
     while not answered() and process.poll() is None:
         time.sleep(0.002)
-    assert process.poll() is None
+    assert process.poll() is None, process.communicate()[1].decode()[-3000:]
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     left = replica_pids()
