@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -168,3 +170,42 @@ def make_adapter(tmp_path_factory):
         return str(folder)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def ray_standin():
+    """Ray's interface in this process, in the place of the package."""
+    from tests.ray_standin import StandIn
+
+    with pytest.MonkeyPatch.context() as patch:
+        standin = StandIn()
+        patch.setitem(sys.modules, "ray", standin)
+        yield standin
+
+
+@pytest.fixture(scope="session")
+def real_ray():
+    """A Ray of two CPUs on this machine, without dashboard and telemetry."""
+    ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'semievol[ray]')")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    services = ray._private.services
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", _patiently(services.get_node))
+        ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def _patiently(get_node, seconds: float = 300.0):
+    """Ray gives its own processes 30 s to start, which is too short on a machine that is busy with other tests."""
+
+    def get(*arguments):
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+
+    return get

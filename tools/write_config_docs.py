@@ -67,6 +67,10 @@ def sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
     below: list[tuple[str, type[BaseModel], str]] = []
     for name, field in model.model_fields.items():
         members = [m for m in config_module._models_in(field.annotation) if m is not config_module.ConfigurationConfig]
+        if name == "inner":
+            tags = " or ".join(f"`type: {m.model_fields['type'].default}`" for m in members)
+            yield f"| `{prefix}{name}` | section of {tags} | `transformers` | {_cell(field.description)} |"
+            continue
         if members:
             below += [(f"{prefix}{name}", m, field.description or "") for m in members]
             continue

@@ -6,6 +6,7 @@ Where the paper (arXiv:2410.14745) and the authors' released code differ, the do
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -66,6 +67,12 @@ class Section(BaseModel):
 
     operational: ClassVar[frozenset[str]] = frozenset()
     """Keys that change how the work is done and never its result, so that a change of them runs no stage again."""
+
+    def lasting(self) -> dict[str, Any]:
+        """The keys that results depend on, as plain values; of sections within it, too."""
+        found = {k: v for k, v in self.model_dump(mode="json").items() if k not in self.operational}
+        inner = {k: section.lasting() for k in found if isinstance(section := getattr(self, k), Section)}
+        return found | inner
 
 
 class TaskConfig(Section):
@@ -364,14 +371,95 @@ class OpenAIBatchGeneratorConfig(ChatGeneratorConfig):
     )
 
 
+LocalGeneratorConfig = Annotated[TransformersGeneratorConfig | FakeGeneratorConfig, Field(discriminator="type")]
+"""Generators that hold a model themselves."""
+
+LARGEST_SHARD = 512
+"""Rows that stages batch together and store together; a shard is one such window or a part of it."""
+
+
+class RayGeneratorConfig(Section):
+    """Replicas of a local generator on a Ray cluster, or side by side on one machine."""
+
+    type: Literal["ray"] = "ray"
+    inner: LocalGeneratorConfig = TransformersGeneratorConfig()
+    """Section of the local generator that each replica opens, as it would stand under `generator` alone."""
+    address: str | None = None
+    """`auto`: the cluster that this machine is part of (or `RAY_ADDRESS`); `HOST:6379` or `ray://HOST:10001`: that one.
+    None: one of its own on this machine, for as long as it is needed."""
+    replicas: int = Field(1, gt=0)
+    """Models loaded side by side. They go to work one by one as the cluster finds room for them."""
+    gpus_per_replica: float = Field(0, ge=0)
+    """GPUs of each replica; a part such as 0.5 lets two share one, and they then share its memory too."""
+    cpus_per_replica: float = Field(1, gt=0)
+    """CPU cores of each replica. Ray lets torch have so many threads where `inner.threads` does not say."""
+    shard_rows: int = Field(LARGEST_SHARD, gt=0, le=LARGEST_SHARD)
+    """Rows that a replica is given at once, and loses at most when it dies. With 512, rows are batched as without Ray,
+    and the bytes are the same; fewer keep more replicas busy on few rows, and change log-probabilities in the last
+    digits."""
+    storage: str | None = None
+    """Folder or fsspec URL (`s3://BUCKET/FOLDER`) for shards and answers, which every node sees. None: in the run
+    folder, which then every node has to see."""
+    max_attempts: int = Field(3, gt=0)
+    """Times that a shard is given to a replica, or that the start of one is tried in a row, before the run stops."""
+    start_timeout_seconds: float = Field(600, gt=0)
+    """Longest wait without a single replica at work, for room on the cluster and for its model to be loaded."""
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {
+            "address",
+            "replicas",
+            "gpus_per_replica",
+            "cpus_per_replica",
+            "storage",
+            "max_attempts",
+            "start_timeout_seconds",
+        }
+    )
+
+    def lasting(self) -> dict[str, Any]:
+        """Those of `inner`: where the work is done changes no result, so a run can move to a cluster half-way."""
+        batches = {} if self.shard_rows == LARGEST_SHARD else {"shard_rows": self.shard_rows}
+        return self.inner.lasting() | batches
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, value: str | None) -> str | None:
+        if (
+            value is None
+            or value == "auto"
+            or re.fullmatch(r"(ray://)?[\w.-]+:\d+|(ray://)?\[[\da-fA-F:]+\]:\d+", value)
+        ):
+            return value
+        raise ValueError("an address is auto, HOST:6379 or ray://HOST:10001")
+
+    @field_validator("storage")
+    @classmethod
+    def _check_storage(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        if not value.strip():
+            raise ValueError("name a folder or a URL such as s3://BUCKET/FOLDER, or leave it out")
+        parts = urlsplit(value)
+        if "://" in value and (parts.username or parts.password or parts.query):
+            raise ValueError("a URL holds no user, key or query: nodes take keys from their environment")
+        return value
+
+
 GeneratorConfig = Annotated[
     TransformersGeneratorConfig
     | VllmGeneratorConfig
     | OpenAIGeneratorConfig
     | OpenAIBatchGeneratorConfig
+    | RayGeneratorConfig
     | FakeGeneratorConfig,
     Field(discriminator="type"),
 ]
+
+
+def local_generator(config: GeneratorConfig) -> GeneratorConfig:
+    """The section of the generator that opens the model: `inner` of a ray one, else `config` itself."""
+    return config.inner if isinstance(config, RayGeneratorConfig) else config
 
 
 class LaunchConfig(Section):
@@ -870,6 +958,13 @@ class RunConfig(Section):
             )
         if self.select.min_confidence is not None and self.task.type not in ("choice", "label"):
             raise ValueError(f"select.min_confidence needs a closed answer set, but task.type is {self.task.type}")
+        if self.generator.type == "ray" and self.model.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(
+                f"model.device: {self.model.device} names one device, but generator.type: ray gives each replica its "
+                "own; set auto, cpu or cuda"
+            )
+        if self.generator.type == "ray" and self.model.device == "cuda" and not self.generator.gpus_per_replica:
+            raise ValueError("model.device: cuda needs generator.gpus_per_replica above 0")
         if self.evolve.kept_by != "select" and self.rounds > 1:
             raise ValueError(f"evolve.kept_by: {self.evolve.kept_by} works on one round; set rounds: 1")
         self._check_hosted_training()
@@ -1059,7 +1154,10 @@ def _fault_lines(error: ValidationError) -> Iterator[str]:
             yield f"{key}: {message}{shown}" if key else message
 
 
-_UNION_TAGS = ("trl", "transformers", "vllm", "openai", "openai_batch", "bm25", "sentence_transformers", "fake")
+_UNION_TAGS = (
+    *("trl", "transformers", "vllm", "openai", "openai_batch", "ray", "fake"),
+    *("bm25", "sentence_transformers"),
+)
 
 
 def _known_keys(parents: Sequence[str]) -> list[str]:

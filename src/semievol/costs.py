@@ -14,7 +14,14 @@ from typing import NamedTuple
 
 from semievol.answering import max_tokens
 from semievol.backends.base import HOSTED, open_trainer
-from semievol.config import ConfigurationConfig, ModelConfig, RunConfig, TrainerConfig
+from semievol.config import (
+    ConfigurationConfig,
+    ModelConfig,
+    RayGeneratorConfig,
+    RunConfig,
+    TrainerConfig,
+    local_generator,
+)
 from semievol.model_sizes import ModelSize
 from semievol.sft import stage_trainer_config
 
@@ -195,7 +202,7 @@ def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Mem
     """Weights, cache and activations of the fullest batch; within a factor of about 1.5 for dense decoders."""
     device, available, half = _device(config.model)
     width = 2 if half or config.model.dtype in ("bfloat16", "float16") else 4
-    generator, trainer = config.generator, config.trainer
+    generator, trainer = local_generator(config.generator), config.trainer
     batch, n_models = 0, 1
     if generator.type == "transformers":
         batch = generator.batch_tokens
@@ -205,6 +212,8 @@ def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Mem
     generation = n_models * size.n_parameters * width + cache + batch * size.hidden_size * 8 * width
     if generator.type == "vllm" and device != "cpu":
         generation = round(generator.gpu_memory_utilization * available)  # of each GPU, whatever the model's size
+    if isinstance(config.generator, RayGeneratorConfig):  # models on other machines need no memory of this one
+        generation *= config.generator.replicas if config.generator.address is None else 0
     if trainer.type != "trl":
         return Memory(generation, 0, available, device)
     frozen = {"lora": width, "qlora": 0.6, "full": 0.0}[trainer.method] * size.n_parameters

@@ -182,10 +182,9 @@ def _predict(asker: RowAsker, rows: Sequence[Example], model: ModelRef, reporter
         else:
             reporter.note(f"row {row.id}: {fault}; counted as unparsed")
             found[row.id] = Prediction(row.id, None, None, None, group=row.group)
-    for start in range(0, len(fitting), asker.window):
-        window = fitting[start : start + asker.window]
-        found |= {p.example_id: p for p in asker.predict(window, model)}
-        advance(len(window))
+    for prediction in asker.predict(fitting, model):
+        found[prediction.example_id] = prediction
+        advance(1)
     score = partial(score_prediction, task=asker.config.task)
     return [score(found[row.id], row.target, row) for row in rows]
 

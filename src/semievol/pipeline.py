@@ -241,20 +241,14 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
 
 def _fingerprint(ctx: StageContext, upstream: Sequence[str]) -> str:
     dumped = ctx.config.model_dump(mode="json")
-    sections = {
-        name: _lasting(reduce(getitem, name.split("."), dumped), reduce(getattr, name.split("."), ctx.config))
-        for name in ctx.stage.sections
-    }
+    sections = {}
+    for name in ctx.stage.sections:
+        section = reduce(getattr, name.split("."), ctx.config)
+        lasting = section.lasting() if isinstance(section, Section) else reduce(getitem, name.split("."), dumped)
+        sections[name] = lasting
     tokens = ctx.backends.tokens.fingerprint if "model" in sections else None
     extra = ctx.stage.fingerprint_extra(ctx) if ctx.stage.fingerprint_extra else None
     return content_hash(__version__, ctx.stage.name, ctx.round, sections, tokens, extra, list(upstream))
-
-
-def _lasting(dumped: Any, section: Any) -> Any:
-    """A dumped section without the keys that change no result."""
-    if not isinstance(section, Section):
-        return dumped
-    return {k: _lasting(v, getattr(section, k)) for k, v in dumped.items() if k not in section.operational}
 
 
 def _sentence(stats: dict[str, Any]) -> str:

@@ -15,13 +15,14 @@ If the input has a column of one of these names, all of them get the prefix `pre
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Group
 from rich.text import Text
 
+from semievol.answer_windows import cut_windows, run_ahead
 from semievol.answered import check_output, open_writer
 from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily, wanted_top_logprobs
 from semievol.columns import Columns, FieldError, Fields, read_fields, resolve_columns
@@ -130,9 +131,10 @@ def predict_file(
     try:
         with open_writer(output_path, dict.fromkeys(names) | added) as writer:
             advance = reporter.task("rows", n_rows, "rows")
-            items = _read_items(run, input_path, columns, task_type, asker)
-            while window := list(islice(items, asker.window)):
-                writer.write([*_answer_window(window, asker, model, abstain_below, prefix, tally)])
+            asked, items = tee(_read_items(run, input_path, columns, task_type, asker))
+            predictions = asker.predict((item.example for item in asked if item.example is not None), model)
+            for window in cut_windows(items, asker.window):
+                writer.write([*_answer_window(window, predictions, run.config, abstain_below, prefix, tally)])
                 advance(len(window))
     finally:
         asker.close()
@@ -161,15 +163,15 @@ class RowAsker:
             return None
         return f"the prompt has {n} tokens, {limit} fit; shorten the row"
 
-    def predict(self, examples: Sequence[Example], model: ModelRef) -> Iterator[Prediction]:
-        """Predictions in the order of the rows, without scores."""
+    def predict(self, examples: Iterable[Example], model: ModelRef) -> Iterator[Prediction]:
+        """Predictions in the order of the rows, without scores; rows are taken window by window."""
         generator = self._backends.generator
 
         def score(requests: Iterable[ChoiceRequest]) -> Iterator[ChoiceScores]:
-            return _in_order(requests, generator.score_choices)
+            return self._in_order(requests, generator.score_choices)
 
         def generate(requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
-            return _in_order(requests, lambda asked: generator.generate(asked, sampling))
+            return self._in_order(requests, lambda asked: generator.generate(asked, sampling))
 
         if answers_exactly(self.config, self.config.evaluate.answer_with, generator.exact_choice_scores):
             return predict_exactly(examples, self.prompts, model, score)
@@ -180,12 +182,12 @@ class RowAsker:
         """Free the device."""
         self._backends.close()
 
-
-def _in_order(requests: Iterable[Any], ask: Callable[[list[Any]], Iterator[Any]]) -> Iterator[Any]:
-    """Backends answer in any order; callers want theirs."""
-    asked = list(requests)
-    found = {answer.id: answer for answer in ask(asked)}
-    return (found[request.id] for request in asked)
+    def _in_order(self, requests: Iterable[Any], ask: Callable[[list[Any]], Iterator[Any]]) -> Iterator[Any]:
+        """Backends answer in any order; callers want theirs."""
+        windows = cut_windows(requests, self.window)
+        for asked, answers in run_ahead(windows, lambda w: (w, ask(w)), n=self._backends.windows):
+            found = {answer.id: answer for answer in answers}
+            yield from (found[request.id] for request in asked)
 
 
 def _added(config: RunConfig) -> tuple[str, ...]:
@@ -287,13 +289,17 @@ class _Tally:
 
 
 def _answer_window(
-    window: Sequence[_Item], asker: RowAsker, model: ModelRef, abstain_below: float | None, prefix: str, tally: _Tally
+    window: Sequence[_Item],
+    predictions: Iterator[Prediction],
+    config: RunConfig,
+    abstain_below: float | None,
+    prefix: str,
+    tally: _Tally,
 ) -> Iterator[dict[str, Any]]:
-    predictions = asker.predict([item.example for item in window if item.example is not None], model)
     for item in window:
         if item.example is None:
             tally.add("failed", None)
-            yield _row(item, prefix, None, asker.config) | {f"{prefix}error": item.error}
+            yield _row(item, prefix, None, config) | {f"{prefix}error": item.error}
             continue
         prediction = next(predictions)
         fate, error = "answered", None
@@ -303,7 +309,7 @@ def _answer_window(
         elif abstain_below is not None and (prediction.confidence is None or prediction.confidence < abstain_below):
             fate = "abstained"
         tally.add(fate, prediction.confidence)
-        row = _row(item, prefix, replace(prediction, answer=None) if fate == "abstained" else prediction, asker.config)
+        row = _row(item, prefix, replace(prediction, answer=None) if fate == "abstained" else prediction, config)
         yield row | {f"{prefix}abstained": fate == "abstained", f"{prefix}error": error}
 
 

@@ -8,16 +8,16 @@ the unlabelled rows are out of reach for every stage that does not name them.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from semievol.answer_stream import Answer, AnswerStream, with_id
-from semievol.artifacts import RowStore, RunDir, content_hash, folder_hash
+from semievol.answer_stream import Answer, AnswerStream
+from semievol.answer_windows import AnswerWindows
+from semievol.artifacts import RunDir, content_hash, folder_hash
 from semievol.backends.base import (
     STREAMING,
     Generator,
@@ -30,7 +30,7 @@ from semievol.backends.base import (
     open_tokens,
     open_trainer,
 )
-from semievol.config import RunConfig
+from semievol.config import LARGEST_SHARD, RayGeneratorConfig, RunConfig, local_generator
 from semievol.errors import ArtifactError, GenerationError
 from semievol.prompts import PromptBuilder
 from semievol.spool import Spool
@@ -41,7 +41,7 @@ StageStats = dict[str, Any]
 """Plain JSON values: counts n_x, shares x_fraction, times x_seconds."""
 
 ROUND_STAGES = ("retrieve", "propagate", "justify", "select", "oracle_select", "oracle_full", "evolve")
-WINDOW = 512
+WINDOW = LARGEST_SHARD
 """Requests that are batched together and stored together. Batches are cut inside a window and a window is stored whole,
 so a resumed run batches as an undisturbed one does and gets the same bits."""
 
@@ -105,6 +105,14 @@ class Backends:
     def look_ahead(self) -> int | None:
         """Of the generator (see `Generator.look_ahead`); a local one need not be opened for it."""
         return self.generator.look_ahead if self.config.generator.type in STREAMING else None
+
+    @property
+    def windows(self) -> int:
+        """Windows of requests that may be under way at once: two shards a replica, and one window for a late shard."""
+        generator = self.config.generator
+        if not isinstance(generator, RayGeneratorConfig):
+            return 1
+        return math.ceil(2 * generator.replicas * generator.shard_rows / WINDOW) + 1
 
     @property
     def tokens(self) -> Tokens:
@@ -289,49 +297,22 @@ class StageContext:
         advance: Callable[[int], None],
     ) -> Iterator[Answer]:
         adapter = TypeAdapter(kind)
-        pending = iter(requests)
+        keyed = ((content_hash(self.model_key(r.model), content(r)), r) for r in requests)
         with self.run_dir.rows() as store:
             if self.backends.look_ahead is not None:
-                keyed = ((content_hash(self.model_key(r.model), content(r)), r) for r in pending)
                 stream: AnswerStream[Answer] = AnswerStream(
                     keyed, store, adapter, advance, look_ahead=self.backends.look_ahead
                 )
                 yield from stream.answers(compute, self.stage.name)
                 return
-            while window := list(islice(pending, WINDOW)):
-                keys = [content_hash(self.model_key(r.model), content(r)) for r in window]
-                done = {k: adapter.validate_json(v) for k, v in store.get(keys).items()}
-                for answer in done.values():
-                    n_written = answer.n_completion_tokens if isinstance(answer, Result) else 0
-                    self.reused = _add(self.reused, Usage(answer.n_prompt_tokens, n_written, 1))
-                missing = {k: r for k, r in zip(keys, window, strict=True) if k not in done}
-                advance(len(window) - len(missing))
-                done |= self._compute(missing, compute, advance, store, adapter)
-                for key, request in zip(keys, window, strict=True):
-                    yield with_id(done[key], request.id)
-
-    def _compute(
-        self,
-        missing: Mapping[str, Any],
-        compute: Callable[[Iterable[Any]], Iterator[Answer]],
-        advance: Callable[[int], None],
-        store: RowStore,
-        adapter: TypeAdapter[Any],
-    ) -> dict[str, Answer]:
-        if not missing:
-            return {}
-        by_id = {r.id: k for k, r in missing.items()}
-        answers: dict[str, Answer] = {}
-        for answer in compute(list(missing.values())):
-            answers[by_id[answer.id]] = answer
-            advance(1)
-        lost = [r.id for k, r in missing.items() if k not in answers]
-        if lost:
-            raise GenerationError(
-                f"{self.stage.name}: the generator returned nothing for {len(lost)} rows, {lost[0]} first"
+            windows: AnswerWindows[Answer] = AnswerWindows(
+                store, adapter, compute, stage=self.stage.name, advance=advance, note_reused=self._note_reused
             )
-        store.put({k: adapter.dump_json(a).decode() for k, a in answers.items() if getattr(a, "error", None) is None})
-        return answers
+            yield from windows.answers(keyed, size=WINDOW, ahead=self.backends.windows)
+
+    def _note_reused(self, answer: Result | ChoiceScores) -> None:
+        n_written = answer.n_completion_tokens if isinstance(answer, Result) else 0
+        self.reused = _add(self.reused, Usage(answer.n_prompt_tokens, n_written, 1))
 
     def _check_failed(self, n_failed: int, total: int, last: Result) -> None:
         if n_failed > math.floor(self.config.propagate.max_failed_fraction * total):
@@ -346,7 +327,7 @@ class StageContext:
             adapter = None if model.adapter is None else folder_hash(Path(model.adapter))
             trained = model.base != self.config.model.path and Path(model.base).is_dir()
             base = folder_hash(Path(model.base)) if trained else [model.base, self.config.model.revision]
-            dtype = [self.config.model.dtype, self.config.generator.type]
+            dtype = [self.config.model.dtype, local_generator(self.config.generator).type]
             self._model_keys[model] = content_hash(base, adapter, self.backends.tokens.fingerprint, dtype)
         return self._model_keys[model]
 

@@ -12,7 +12,7 @@ from semievol.artifacts import RunDir
 from semievol.backends.base import HOSTED
 from semievol.backends.openai_client import address
 from semievol.backends.openai_dates import fine_tuning_notice
-from semievol.config import EndpointConfig, OpenAITrainerConfig, RunConfig
+from semievol.config import EndpointConfig, OpenAITrainerConfig, RunConfig, local_generator
 from semievol.errors import ArtifactError, SemiEvolError
 from semievol.model_sizes import ModelSize, model_size
 from semievol.pipeline import plan_steps
@@ -31,6 +31,8 @@ def missing_packages(config: RunConfig) -> list[str]:
             needed.append((f"{key}.type: {backend}", "openai", "pip install 'semievol[openai]'"))
     if config.generator.type == "vllm":
         needed.append(("generator.type: vllm", "openai", "pip install 'semievol[vllm]'"))
+    if config.generator.type == "ray":
+        needed += [("generator.type: ray", name, "pip install 'semievol[ray]'") for name in ("ray", "fsspec")]
     if config.trainer.type == "trl":
         if config.trainer.method == "qlora":
             needed.append(("trainer.method: qlora", "bitsandbytes", "pip install 'semievol[qlora]'"))
@@ -104,7 +106,7 @@ def check_folder(config: RunConfig) -> tuple[list[str], list[str], list[str]]:
 def opens_model(config: RunConfig) -> bool:
     """Whether `model.path` is opened on this machine, and is no name at a server."""
     return (
-        config.generator.type in ("transformers", "vllm")
+        local_generator(config.generator).type in ("transformers", "vllm")
         or config.trainer.type == "trl"
         or config.embedder.type == "model"
     )

@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 
 from semievol.backends.base import open_generator, open_tokens
-from semievol.config import FakeGeneratorConfig, ModelConfig, TransformersGeneratorConfig, VllmGeneratorConfig
+from semievol.config import (
+    FakeGeneratorConfig,
+    ModelConfig,
+    RayGeneratorConfig,
+    TransformersGeneratorConfig,
+    VllmGeneratorConfig,
+)
 from semievol.errors import ConfigError, DataError, GenerationError
 from semievol.types import ChoiceRequest, Message, ModelRef, Request, Sampling
 
@@ -36,11 +42,11 @@ def run(backend, reqs, **sampling):
 
 VLLM = {"vllm stand-in": ("standin_generator", "tiny_llama_dir"), "vllm": ("gpu_vllm_generator", "gpu_llama_dir")}
 """Fixtures of the open generator and of its model."""
+REAL_RAY = pytest.param("real ray", marks=(pytest.mark.slow, pytest.mark.timeout(900)))
+REAL_VLLM = pytest.param("vllm", marks=pytest.mark.gpu)
 
 
-@pytest.fixture(
-    scope="module", params=["fake", *MODELS, "pocket", "vllm stand-in", pytest.param("vllm", marks=pytest.mark.gpu)]
-)
+@pytest.fixture(scope="module", params=["fake", *MODELS, "pocket", "vllm stand-in", REAL_VLLM, "ray", REAL_RAY])
 def name(request):
     return request.param
 
@@ -52,6 +58,11 @@ def config(request, name):
         return VllmGeneratorConfig(), ModelConfig(path=request.getfixturevalue(VLLM[name][1]))
     if name == "fake":
         return FakeGeneratorConfig(), ModelConfig(path="fake-model")
+    if "ray" in name:
+        request.getfixturevalue("ray_standin" if name == "ray" else "real_ray")
+        inner = {"type": "transformers", "threads": 1}
+        model = ModelConfig(path=request.getfixturevalue("tiny_llama_dir"), device="cpu")
+        return RayGeneratorConfig.model_validate({"inner": inner, "replicas": 2, "shard_rows": 3}), model
     name = "pocket_dir" if name == "pocket" else f"tiny_{name}_dir"
     return TransformersGeneratorConfig(), ModelConfig(path=request.getfixturevalue(name), device="cpu")
 

@@ -25,6 +25,7 @@ LAYERS = (
         "prices",
         "choice_reading",
         "answer_stream",
+        "answer_windows",
     ),
     ("stage", "sft", "pools", "audit", "auditing", "scoring", "demonstrations", "sharing", "comparison"),
     ("stages",),

@@ -94,7 +94,11 @@ class Generator(Protocol):
         ...
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
-        """Yield one Result a request as it is done. Finished results may be stored at once: each is final."""
+        """Yield one Result a request as it is done. Finished results may be stored at once: each is final.
+
+        A generator that spreads work over machines begins when it is called, not when the first result is asked for, so
+        that several calls can be under way; their results are taken in the order of the calls.
+        """
         ...
 
     def score_choices(self, requests: Iterable[ChoiceRequest]) -> Iterator[ChoiceScores]:
@@ -175,16 +179,20 @@ class Embedder(Protocol):
 
 
 HOSTED = frozenset({"openai", "openai_batch"})
-"""Types whose model is a name at a server. They are given `state_dir`, a folder for what has to outlive a process."""
+"""Types whose model is a name at a server."""
 
 STREAMING = HOSTED | {"vllm"}
-"""Generators whose rows are independent (see `Generator.look_ahead`) and that are given `state_dir`."""
+"""Generators whose rows are independent (see `Generator.look_ahead`)."""
+
+STATEFUL = STREAMING | {"ray"}
+"""Types that are given `state_dir`, a folder for what has to outlive a process."""
 
 GENERATORS = {
     "transformers": "semievol.backends.transformers:TransformersGenerator",
     "vllm": "semievol.backends.vllm_generator:VllmGenerator",
     "openai": "semievol.backends.openai_generator:OpenAIGenerator",
     "openai_batch": "semievol.backends.openai_batch:OpenAIBatchGenerator",
+    "ray": "semievol.backends.ray:RayGenerator",
     "fake": "semievol.backends.fake:FakeGenerator",
 }
 TRAINERS = {
@@ -204,6 +212,7 @@ TOKENS = {
     "vllm": "semievol.backends.tokens:TransformersTokens",
     "openai": "semievol.backends.openai_tokens:OpenAITokens",
     "openai_batch": "semievol.backends.openai_tokens:OpenAITokens",
+    "ray": "semievol.backends.ray:open_inner_tokens",
     "fake": "semievol.backends.fake:FakeTokens",
 }
 
@@ -211,7 +220,8 @@ TOKENS = {
 def open_generator(config: GeneratorConfig, model: ModelConfig, *, state_dir: Path | None = None) -> Generator:
     """Load the generator of `config` for the base model of `model`. Use it as a context manager.
 
-    `state_dir` is where a hosted one keeps what has to outlive a process (None: nowhere); it is made when needed.
+    `state_dir` is where one that is hosted, or spread over machines, keeps what has to outlive a process (None:
+    nowhere); it is made when needed.
     """
     generator: Generator = _load(GENERATORS[config.type])(config, model, **_state(config.type, state_dir))
     return generator
@@ -254,7 +264,7 @@ def check_packages(config: RunConfig) -> None:
 
 
 def _state(backend: str, state_dir: Path | None) -> dict[str, Any]:
-    return {"state_dir": state_dir} if backend in STREAMING else {}
+    return {"state_dir": state_dir} if backend in STATEFUL else {}
 
 
 def _load(target: str) -> Any:
