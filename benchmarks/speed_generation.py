@@ -1,5 +1,6 @@
 """Speed of exact scoring, of pseudo-labelling and of shared prefill, for benchmarks/speed.py."""
 
+import itertools
 import random
 import statistics
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def scoring_share(setting: Setting, shape: Shape, model: ModelConfig, *, n: int)
             achieved.append(flops / setting.watch.seconds(lambda: list(generator.score_choices(requests))))
             ceilings.append(ceiling())
         peak = generator.usage.peak_memory_bytes
-    around = [(a + b) / 2 for a, b in zip(ceilings, ceilings[1:], strict=False)]
+    around = [(a + b) / 2 for a, b in itertools.pairwise(ceilings)]
     return statistics.median(x / c for x, c in zip(achieved, around, strict=True)), {
         "rows": n,
         "mean_prompt_tokens": round(statistics.mean(lengths), 1),

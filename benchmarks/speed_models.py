@@ -98,9 +98,8 @@ def forward_flops(shape: Shape, lengths: Iterable[int], *, logit_columns: int) -
 def lora_training_flops(shape: Shape, lengths: Iterable[int], *, rank: int, logit_columns: int) -> int:
     """Floating-point operations of one forward and backward pass of LoRA on all linear layers.
 
-    Forward as `forward_flops`; backward the gradient of the activations alone (the weights are frozen), which is as much
-    again, and twice as much for attention, where both factors of a product have a gradient; the adapters three times
-    their forward pass.
+    Forward as `forward_flops`; backward as much again for the frozen weights, of which only the inputs get a gradient,
+    twice as much for attention, where both factors of a product get one, and twice as much for the adapters.
     """
     kept = list(lengths)
     tokens = sum(kept)
@@ -119,7 +118,7 @@ def lora_training_flops(shape: Shape, lengths: Iterable[int], *, rank: int, logi
 def fill_to_lengths(sentences: Sequence[str], counts: Sequence[int], lengths: Sequence[int], *, seed: int) -> list[str]:
     """Texts of about `lengths` tokens, made of whole `sentences`, of which `counts` are the tokens."""
     generator = random.Random(seed)
-    texts = []
+    texts: list[str] = []
     for length in lengths:
         chosen: list[str] = []
         left = length
