@@ -1,6 +1,7 @@
 """Speed of LoRA training beside a bare PyTorch loop, and the padding of training batches, for benchmarks/speed.py."""
 
 import gc
+import random
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -215,9 +216,13 @@ def fpb_sections(setting: Setting) -> dict[str, Any]:
 
 
 def banking_sections(setting: Setting) -> dict[str, Any]:
-    """All 77 intents as one label set; 2,000 labelled rows."""
+    """All 77 intents as one label set; 2,000 labelled rows, drawn as benchmarks/quality.py does."""
     assert setting.data is not None
-    folder = setting.folder / "banking77"
-    prepare_banking77.prepare_labels(setting.data / "banking77", folder, labeled=setting.rows(2000))
-    files = {split: str(folder / f"{split}.csv") for split in ("labeled", "unlabeled", "test")}
-    return {"task": {"type": "label"}, "data": {**files, "max_unlabeled": 1, "max_test": 1}}
+    folder, n = setting.folder / "banking77", setting.rows(2000, least=400)
+    rows = prepare_banking77.read(setting.data / "banking77" / "train.csv")
+    random.Random(0).shuffle(rows)
+    records = [(row["text"], prepare_banking77.name_of(row["category"])) for row in rows]
+    for name, part in {"labeled": records[:n], "unlabeled": records[n : n + 20]}.items():
+        prepare_banking77.write(folder / f"{name}.csv", ("question", "answer"), part)
+    files = {split: str(folder / f"{split}.csv") for split in ("labeled", "unlabeled")}
+    return {"task": {"type": "label"}, "data": files}

@@ -15,8 +15,9 @@ and all of them together from the first new token on.
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,20 +144,19 @@ class CausalLm:
         self, rows: Sequence[TrieRow], queries: Sequence[Sequence[tuple[int, int]]], prefix: SharedPrefix | None
     ) -> list[list[float]]:
         skip = len(prefix.ids) if prefix else 0
-        ids, mask, _ = self._left_pad([[*row.prompt[skip:], *row.tokens] for row in rows], prefix)
+        ids, mask, positions = self._left_pad([[*row.prompt[skip:], *row.tokens] for row in rows], prefix)
         keep = 1 + max(len(row.tokens) for row in rows)
-        positions = torch.zeros_like(ids)
-        for at, row in enumerate(rows):
-            columns = find_positions(len(row.prompt), row.parents)[skip:]
-            positions[at, ids.shape[1] - len(columns) :] = torch.tensor(columns)
-        chained = all(row.parents == tuple(range(-1, len(row.parents) - 1)) for row in rows)
-        attention = mask if chained else self._trie_mask(rows, mask, skip)
+        attention = mask
+        if any(row.parents != tuple(range(-1, len(row.parents) - 1)) for row in rows):  # not all tries are chains
+            attention, positions = self._trie_mask(rows, mask, skip), _trie_positions(rows, positions, skip)
         cache = prefix.expand(len(rows)) if prefix else None
         logits, _ = self._forward(ids, attention, positions, cache, keep=keep, use_cache=cache is not None)
-        return [
-            self._read(logits[at, keep - 1 - len(row.tokens) :], asked)
-            for at, (row, asked) in enumerate(zip(rows, queries, strict=True))
+        # The column before the first node predicts what place -1 asks for.
+        asked = [
+            [(keep - len(row.tokens) + place, token) for place, token in q]
+            for row, q in zip(rows, queries, strict=True)
         ]
+        return _read(logits, asked)
 
     def rows_of(self, prompt: Sequence[int], trie: Trie) -> list[TrieRow]:
         """`trie` behind `prompt` in as few rows as the model and LOGITS_BYTES allow."""
@@ -295,15 +295,6 @@ class CausalLm:
         dtype = self._model.dtype
         return torch.where(seen, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
 
-    @staticmethod
-    def _read(logits: Tensor, asked: Sequence[tuple[int, int]]) -> list[float]:
-        """Log-probabilities off `logits` (1 + nodes, vocab), of which row 0 stands behind the prompt."""
-        raw = logits.float()
-        index = torch.tensor(asked, device=raw.device)
-        at = index[:, 0] + 1
-        values: list[float] = (raw[at, index[:, 1]] - raw.logsumexp(dim=-1)[at]).tolist()
-        return values
-
 
 def cut_rows(lengths: Sequence[int], max_columns: int | None, *, max_rows: int | None = None) -> list[slice]:
     """Runs of neighbouring rows: at most `max_rows`, and rows x longest row at most `max_columns`, or one row."""
@@ -338,6 +329,24 @@ def join_caches(caches: "Sequence[Cache]") -> "Cache":
         for layer in layers:
             layer.keys = layer.values = None
     return joined
+
+
+def _trie_positions(rows: Sequence[TrieRow], positions: Tensor, skip: int) -> Tensor:
+    """`positions` (rows, columns) with those of the trie nodes; made at one go, as each transfer to a GPU waits."""
+    found = np.zeros(tuple(positions.shape), dtype=np.int64)
+    for at, row in enumerate(rows):
+        columns = find_positions(len(row.prompt), row.parents)[skip:]
+        found[at, found.shape[1] - len(columns) :] = columns
+    return torch.from_numpy(found).to(positions.device)
+
+
+def _read(logits: Tensor, asked: Sequence[Sequence[tuple[int, int]]]) -> list[list[float]]:
+    """Log-probabilities of `asked[i]`, (column, token) pairs, off `logits` (rows, columns, vocab); one transfer."""
+    raw = logits.float()
+    flat = [(at, column, token) for at, pairs in enumerate(asked) for column, token in pairs]
+    row, column, token = torch.tensor(flat, device=raw.device).unbind(dim=1)
+    values: Iterator[float] = iter((raw[row, column, token] - raw.logsumexp(dim=-1)[row, column]).tolist())
+    return [list(islice(values, len(pairs))) for pairs in asked]
 
 
 def draw_uniforms(seed: int, sample: int, count: int) -> NDArray[np.float64]:
