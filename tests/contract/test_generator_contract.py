@@ -235,9 +235,17 @@ def test_tokens_count_what_the_generator_sees(config, backend, ref):
 # Local models against an unbatched reference
 
 
+@pytest.fixture(params=[1024, 60], ids=["whole", "cut"])
+def columns(request, monkeypatch):
+    """Columns of a pass over prompts: those of all rows of a batch, or of two or three."""
+    from semievol.backends import decoding
+
+    monkeypatch.setattr(decoding, "CPU_COLUMNS", request.param)
+
+
 @pytest.mark.parametrize("shared", [SHARED, ""], ids=["shared", "plain"])
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.6, "top_p": 0.8}], ids=["raw", "nucleus"])
-def test_sampled_logprobs_equal_teacher_forcing(local, shared, sampling, monkeypatch):
+def test_sampled_logprobs_equal_teacher_forcing(local, shared, sampling, columns, monkeypatch):
     generator, ref, reference = local
     drawn = record_tokens(monkeypatch)
     reqs = requests(ref, shared=shared)
@@ -250,7 +258,7 @@ def test_sampled_logprobs_equal_teacher_forcing(local, shared, sampling, monkeyp
             assert (completion.finish_reason == "stop") == (sample.tokens[-1] in stops(reference.tokenizer))
 
 
-def test_greedy_equals_transformers_generate(local, monkeypatch):
+def test_greedy_equals_transformers_generate(local, columns, monkeypatch):
     generator, ref, reference = local
     drawn = record_tokens(monkeypatch)
     run(generator, requests(ref), temperature=0, max_tokens=10)
@@ -282,7 +290,7 @@ def test_samples_follow_the_models_distribution(local):
     ],
     ids=["letters", "labels", "nested", "no shared start", "single"],
 )
-def test_score_choices_equals_unbatched_reference(local, completions):
+def test_score_choices_equals_unbatched_reference(local, completions, columns):
     generator, ref, reference = local
     reqs = choice_requests(ref, completions)
     for scores in generator.score_choices(reqs):

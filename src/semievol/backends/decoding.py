@@ -9,19 +9,22 @@ Three things save most of the work, and none changes a probability:
   in the same row, sees the prompt and its own ancestors alone, and has the position of its depth.
 
 Rows end at the same column (left padding), so what is asked of a row lies in its last columns. Models with sliding or
-linear attention layers run without the first and the third.
+linear attention layers run without the first and the third. On a CPU the prompts of a batch are run a few at a time,
+and all of them together from the first new token on.
 """
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from semievol.backends.tries import Trie, TrieRow, common_length, cut_trie, find_ancestors, find_positions
 from semievol.errors import ConfigError
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 
 MIN_SHARED_PREFIX = 16
 """Tokens that all prompts of a batch have to start with before they are worth a pass of their own."""
+
+CPU_COLUMNS = 1024
+"""Columns (rows x longest row) of one pass over prompts on a CPU. A matrix product is at its fastest from some hundred
+columns on; more of them push the activations out of the cache, and pad short rows to the length of long ones."""
 
 LOGITS_BYTES = 256 * 2**20
 """Logits of one scoring pass at most; the trie of a large label set is cut to fit."""
@@ -85,6 +92,11 @@ class CausalLm:
         """Entries of the vocabulary, over which log-probabilities are normalised."""
         return int(self._model.get_output_embeddings().weight.shape[0])
 
+    @property
+    def _max_columns(self) -> int | None:
+        """Most columns of a pass over prompts; None: all rows of a batch at once."""
+        return CPU_COLUMNS if self._model.device.type == "cpu" and self._full_attention else None
+
     def forget_prefix(self) -> None:
         """Drop the shared prefix: a call must not depend on the ones before it, nor on another adapter's weights."""
         self._prefix = None
@@ -98,9 +110,9 @@ class CausalLm:
         Sample s draws its t-th token by inverse CDF from `s.uniforms[t]` over the vocabulary in the order of its ids.
         """
         prefix = self._shared_prefix(prompts)
-        ids, mask, positions = self._left_pad([p[len(prefix.ids) :] for p in prompts] if prefix else prompts, prefix)
-        logits, cache = self._forward(ids, mask, positions, prefix.expand(len(prompts)) if prefix else None, keep=1)
-        positions = positions[:, -1:]
+        suffixes = [p[len(prefix.ids) :] for p in prompts] if prefix else prompts
+        logits, cache, mask = self._prefill(suffixes, prefix)
+        positions = torch.tensor([[len(p) - 1] for p in prompts], device=mask.device)
         rows = [list(group) for group in samples]
         while True:
             tokens = self._draw(logits[:, -1], rows, temperature, top_p)
@@ -120,29 +132,31 @@ class CausalLm:
     def score(self, rows: Sequence[TrieRow], queries: Sequence[Sequence[tuple[int, int]]]) -> list[list[float]]:
         """Log-probabilities of `queries[i]`: (place in `rows[i].tokens` or -1, next token) pairs."""
         keep = 1 + max(len(row.tokens) for row in rows)
-        size = max(1, LOGITS_BYTES // (4 * self.vocab_size * keep))
-        found: list[list[float]] = []
-        for start in range(0, len(rows), size):
-            found += self._score(rows[start : start + size], queries[start : start + size])
-        return found
-
-    def _score(self, rows: Sequence[TrieRow], queries: Sequence[Sequence[tuple[int, int]]]) -> list[list[float]]:
         prefix = self._shared_prefix([row.prompt for row in rows])
         skip = len(prefix.ids) if prefix else 0
-        ids, mask, _ = self._left_pad([[*row.prompt[skip:], *row.tokens] for row in rows], prefix)
+        found: list[list[float]] = []
+        max_rows = max(1, LOGITS_BYTES // (4 * self.vocab_size * keep))
+        for part in cut_rows([row.length - skip for row in rows], self._max_columns, max_rows=max_rows):
+            found += self._score(rows[part], queries[part], prefix)
+        return found
+
+    def _score(
+        self, rows: Sequence[TrieRow], queries: Sequence[Sequence[tuple[int, int]]], prefix: SharedPrefix | None
+    ) -> list[list[float]]:
+        skip = len(prefix.ids) if prefix else 0
+        ids, mask, positions = self._left_pad([[*row.prompt[skip:], *row.tokens] for row in rows], prefix)
         keep = 1 + max(len(row.tokens) for row in rows)
-        positions = torch.zeros_like(ids)
-        for at, row in enumerate(rows):
-            columns = find_positions(len(row.prompt), row.parents)[skip:]
-            positions[at, ids.shape[1] - len(columns) :] = torch.tensor(columns)
-        chained = all(row.parents == tuple(range(-1, len(row.parents) - 1)) for row in rows)
-        attention = mask if chained else self._trie_mask(rows, mask, skip)
+        attention = mask
+        if any(row.parents != tuple(range(-1, len(row.parents) - 1)) for row in rows):  # not all tries are chains
+            attention, positions = self._trie_mask(rows, mask, skip), _trie_positions(rows, positions, skip)
         cache = prefix.expand(len(rows)) if prefix else None
         logits, _ = self._forward(ids, attention, positions, cache, keep=keep, use_cache=cache is not None)
-        return [
-            self._read(logits[at, keep - 1 - len(row.tokens) :], asked)
-            for at, (row, asked) in enumerate(zip(rows, queries, strict=True))
+        # The column before the first node predicts what place -1 asks for.
+        asked = [
+            [(keep - len(row.tokens) + place, token) for place, token in q]
+            for row, q in zip(rows, queries, strict=True)
         ]
+        return _read(logits, asked)
 
     def rows_of(self, prompt: Sequence[int], trie: Trie) -> list[TrieRow]:
         """`trie` behind `prompt` in as few rows as the model and LOGITS_BYTES allow."""
@@ -151,6 +165,21 @@ class CausalLm:
             TrieRow(prompt, tuple(trie.tokens[n] for n in nodes), parents, nodes)
             for nodes, parents in cut_trie(trie, max_nodes)
         ]
+
+    def _prefill(
+        self, suffixes: Sequence[Sequence[int]], prefix: SharedPrefix | None
+    ) -> "tuple[Tensor, Cache, Tensor]":
+        """Run the prompts behind `prefix`: logits of the last column (rows, 1, vocab), cache and mask of all rows."""
+        runs = []
+        for part in cut_rows([len(s) for s in suffixes], self._max_columns):
+            ids, mask, positions = self._left_pad(suffixes[part], prefix)
+            logits, cache = self._forward(ids, mask, positions, prefix.expand(len(ids)) if prefix else None, keep=1)
+            runs.append((logits, cache, mask))
+        if len(runs) == 1:
+            return runs[0]
+        width = max(mask.shape[1] for _, _, mask in runs)
+        masks = [pad(mask, (width - mask.shape[1], 0)) for _, _, mask in runs]
+        return torch.cat([logits for logits, _, _ in runs]), join_caches([c for _, c, _ in runs]), torch.cat(masks)
 
     def _forward(
         self, ids: Tensor, mask: Tensor, positions: Tensor, cache: "Cache | None", *, keep: int, use_cache: bool = True
@@ -266,14 +295,58 @@ class CausalLm:
         dtype = self._model.dtype
         return torch.where(seen, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
 
-    @staticmethod
-    def _read(logits: Tensor, asked: Sequence[tuple[int, int]]) -> list[float]:
-        """Log-probabilities off `logits` (1 + nodes, vocab), of which row 0 stands behind the prompt."""
-        raw = logits.float()
-        index = torch.tensor(asked, device=raw.device)
-        at = index[:, 0] + 1
-        values: list[float] = (raw[at, index[:, 1]] - raw.logsumexp(dim=-1)[at]).tolist()
-        return values
+
+def cut_rows(lengths: Sequence[int], max_columns: int | None, *, max_rows: int | None = None) -> list[slice]:
+    """Runs of neighbouring rows: at most `max_rows`, and rows x longest row at most `max_columns`, or one row."""
+    parts: list[slice] = []
+    start, longest = 0, 0
+    for at, length in enumerate(lengths):
+        longest = max(longest, length)
+        n_rows = at - start + 1
+        wide = max_columns is not None and n_rows * longest > max_columns
+        full = wide or (max_rows is not None and n_rows > max_rows)
+        if full and at > start:
+            parts.append(slice(start, at))
+            start, longest = at, length
+    return [*parts, slice(start, len(lengths))]
+
+
+def join_caches(caches: "Sequence[Cache]") -> "Cache":
+    """One cache of the rows of all `caches`, each row at the right end of its columns; layer by layer, to save memory.
+
+    `caches` are emptied. What stands to the left of a row has to be masked.
+    """
+    from transformers import DynamicCache
+
+    joined = DynamicCache()
+    for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        width = max(layer.keys.shape[2] for layer in layers)
+        keys, values = (
+            torch.cat([pad(state, (0, 0, width - state.shape[2], 0)) for state in states])
+            for states in ([layer.keys for layer in layers], [layer.values for layer in layers])
+        )
+        joined.update(keys, values, index)
+        for layer in layers:
+            layer.keys = layer.values = None
+    return joined
+
+
+def _trie_positions(rows: Sequence[TrieRow], positions: Tensor, skip: int) -> Tensor:
+    """`positions` (rows, columns) with those of the trie nodes; made at one go, as each transfer to a GPU waits."""
+    found = np.zeros(tuple(positions.shape), dtype=np.int64)
+    for at, row in enumerate(rows):
+        columns = find_positions(len(row.prompt), row.parents)[skip:]
+        found[at, found.shape[1] - len(columns) :] = columns
+    return torch.from_numpy(found).to(positions.device)
+
+
+def _read(logits: Tensor, asked: Sequence[Sequence[tuple[int, int]]]) -> list[list[float]]:
+    """Log-probabilities of `asked[i]`, (column, token) pairs, off `logits` (rows, columns, vocab); one transfer."""
+    raw = logits.float()
+    flat = [(at, column, token) for at, pairs in enumerate(asked) for column, token in pairs]
+    row, column, token = torch.tensor(flat, device=raw.device).unbind(dim=1)
+    values: Iterator[float] = iter((raw[row, column, token] - raw.logsumexp(dim=-1)[row, column]).tolist())
+    return [list(islice(values, len(pairs))) for pairs in asked]
 
 
 def draw_uniforms(seed: int, sample: int, count: int) -> NDArray[np.float64]:
