@@ -244,8 +244,10 @@ def estimate_disk(config: RunConfig, size: ModelSize | None, plans: list[StagePl
     n_trainings = 1 + config.rounds + int(config.control.enabled)
     weights = 0 if size is None or config.trainer.type != "trl" else 4 * size.n_adapter
     n_requests = sum(p.n_scored + p.n_sampled for p in plans)
-    # A checkpoint holds the weights and two moments; a new one is written before the old one goes.
-    return Disk(n_trainings * weights, 2 * 3 * weights, n_requests * ROW_BYTES, shutil.disk_usage(folder).free)
+    # A checkpoint holds the weights, one more time where they are cut into shares, and two moments; a new one is
+    # written before the old one goes.
+    n_copies = 4 if config.trainer.type == "trl" and config.trainer.is_sharded else 3
+    return Disk(n_trainings * weights, 2 * n_copies * weights, n_requests * ROW_BYTES, shutil.disk_usage(folder).free)
 
 
 def answer_limit(config: RunConfig) -> int:

@@ -12,6 +12,7 @@ import torch
 
 from semievol.backends.launching import command, environment, launch_faults, run_workers
 from semievol.config import LaunchConfig, ModelConfig, RunConfig, TrlTrainerConfig, parse_config
+from semievol.costs import ModelSize, estimate_memory
 from semievol.errors import ConfigError, TrainingError
 from semievol.pipeline import _lasting
 
@@ -24,7 +25,7 @@ def make_launch(**changes) -> LaunchConfig:
 
 def make_run(**launch) -> RunConfig:
     data = {"labeled": "labeled.csv", "unlabeled": "unlabeled.csv"}
-    return parse_config({"data": data, "trainer": {"launch": launch}})
+    return parse_config({"data": data, "model": {"device": "cpu"}, "trainer": {"launch": launch}})
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,15 @@ def test_threads_are_shared_out(monkeypatch):
 def test_rows_a_step_count_all_processes():
     config = TrlTrainerConfig(per_device_train_batch_size=2, gradient_accumulation_steps=3, launch=make_launch())
     assert config.rows_a_step == 12
+
+
+def test_processes_of_one_cpu_machine_share_its_memory():
+    size = ModelSize("Llama", 10**9, 10**7, 16, 2048, 1024, 32_000)
+    two = estimate_memory(make_run(num_processes=2), size, 512).training
+    apart = estimate_memory(make_run(num_processes=2, num_machines=2), size, 512).training
+    one = estimate_memory(make_run(num_processes=1), size, 512).training
+    assert two == pytest.approx(2 * one)
+    assert apart == one
 
 
 def test_a_stage_depends_on_how_many_share_and_not_on_where_they_are():
