@@ -16,7 +16,7 @@ from semievol.costs import ModelSize, estimate_memory
 from semievol.errors import ConfigError, TrainingError
 from semievol.pipeline import _lasting
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 
 
 def make_launch(**changes) -> LaunchConfig:
@@ -55,17 +55,15 @@ def test_shares_need_a_gpu():
 def test_more_processes_than_gpus_are_a_fault(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     config = TrlTrainerConfig(launch=make_launch(num_processes=8))
-    (fault,) = launch_faults(config, ModelConfig(), torch.device("cuda"))
+    (fault,) = launch_faults(config, ModelConfig(), "cuda")
     assert "8 processes on a machine need a GPU each, but torch sees 4; set 4" in fault
-    assert (
-        launch_faults(TrlTrainerConfig(launch=make_launch(num_processes=4)), ModelConfig(), torch.device("cuda")) == []
-    )
+    assert launch_faults(TrlTrainerConfig(launch=make_launch(num_processes=4)), ModelConfig(), "cuda") == []
 
 
 def test_one_chosen_gpu_and_several_processes_are_a_fault(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     model = ModelConfig(device="cuda:1")
-    (fault,) = launch_faults(TrlTrainerConfig(launch=make_launch()), model, torch.device("cuda:1"))
+    (fault,) = launch_faults(TrlTrainerConfig(launch=make_launch()), model, "cuda")
     assert "CUDA_VISIBLE_DEVICES" in fault
 
 
@@ -77,7 +75,7 @@ def test_a_launcher_that_is_not_there_is_a_fault():
 
 def test_one_process_needs_nothing():
     config = TrlTrainerConfig(launch=LaunchConfig(num_processes=1))
-    assert launch_faults(config, ModelConfig(device="cuda:1"), torch.device("cuda:1")) == []
+    assert launch_faults(config, ModelConfig(device="cuda:1"), "cuda") == []
     assert config.num_processes == 1
 
 

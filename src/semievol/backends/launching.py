@@ -19,14 +19,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from semievol.backends.base import Progress
 from semievol.config import LaunchConfig, ModelConfig, TrlTrainerConfig
 from semievol.errors import ArtifactError, ConfigError, DataError, GenerationError, SemiEvolError, TrainingError
-
-if TYPE_CHECKING:
-    import torch
 
 WORKER = "semievol.backends.sft_worker"
 STEP = "semievol-step "
@@ -41,15 +38,15 @@ _ERRORS: dict[str, type[SemiEvolError]] = {
 }
 
 
-def launch_faults(config: TrlTrainerConfig, model: ModelConfig, device: "torch.device") -> list[str]:
-    """Why the training cannot be started in the processes that `trainer.launch` asks for; empty if it can."""
+def launch_faults(config: TrlTrainerConfig, model: ModelConfig, device: str) -> list[str]:
+    """Why the processes that `trainer.launch` asks for cannot be started on devices of this type; empty if they can."""
     launch = config.launch
     if launch is None or launch.num_processes == 1:
         return []
     faults = []
-    if device.type == "cpu" and config.is_sharded:
+    if device == "cpu" and config.is_sharded:
         faults.append("trainer.launch.strategy: fsdp needs CUDA GPUs, but the device is cpu; use ddp")
-    if device.type == "cuda" and device.index is not None:
+    if device == "cuda" and ":" in model.device:
         faults.append(
             f"model.device: {model.device} is one GPU, but trainer.launch has a process for each; set model.device: "
             "cuda, and choose GPUs with CUDA_VISIBLE_DEVICES"
@@ -57,7 +54,7 @@ def launch_faults(config: TrlTrainerConfig, model: ModelConfig, device: "torch.d
     import torch
 
     n_local, n_gpus = launch.num_processes_per_machine, torch.cuda.device_count()
-    if device.type == "cuda" and n_local > n_gpus:
+    if device == "cuda" and n_local > n_gpus:
         faults.append(
             f"trainer.launch.num_processes: {n_local} processes on a machine need a GPU each, but torch sees {n_gpus}; "
             f"set {n_gpus * launch.num_machines}, or raise num_machines"

@@ -93,7 +93,7 @@ class TrlTrainer:
         settings = _own_section(config)
         device = hf.resolve_device(self._model_config)
         _check_method(model, settings, device)
-        for fault in launch_faults(settings, self._model_config, device):
+        for fault in launch_faults(settings, self._model_config, device.type):
             raise ConfigError(fault)
         with quiet():
             tokenizer = hf.open_tokenizer(self._model_config)
