@@ -71,6 +71,8 @@ class AnswerWindows(Generic[Answer]):
         self._note_reused: Callable[[Answer], None] = note_reused
         self._under_way: set[str] = set()
         """Keys that a window has asked for and that are not stored yet."""
+        self._failed: dict[str, Answer] = {}
+        """Answers that are not stored: an equal row in a later window shares the failure, and is not asked again."""
 
     def answers(self, keyed: Iterable[tuple[str, Any]], *, size: int, ahead: int) -> Iterator[Answer]:
         """Yield one answer a row, in the order of the rows, with up to `ahead` windows of `size` rows under way.
@@ -85,6 +87,7 @@ class AnswerWindows(Generic[Answer]):
 
     def _start(self, rows: list[tuple[str, Any]]) -> _Window[Answer]:
         done = self._look_up([key for key, _ in rows])
+        done |= {key: self._failed[key] for key, _ in rows if key in self._failed}
         asked = {key: r for key, r in rows if key not in done and key not in self._under_way}
         self._advance(len(rows) - len(asked))
         self._under_way |= asked.keys()
@@ -93,10 +96,9 @@ class AnswerWindows(Generic[Answer]):
     def _finish(self, window: _Window[Answer]) -> dict[str, Answer]:
         found = window.done | self._take(window.asked, window.answers)
         late = {key: request for key, request in window.rows if key not in found}
-        if late:  # asked for by a window before this one, whose answers are stored by now unless they failed
+        if late:  # asked for by a window before this one
             found |= self._look_up(list(late))
-            again = {key: request for key, request in late.items() if key not in found}
-            found |= self._take(again, self._ask(again))
+            found |= {key: self._failed[key] for key in late if key in self._failed}
         self._under_way -= window.asked.keys()
         return found
 
@@ -117,6 +119,7 @@ class AnswerWindows(Generic[Answer]):
                 f"{self._stage}: the generator returned nothing for {len(lost)} rows, {lost[0]} first"
             )
         whole = {key: a for key, a in found.items() if getattr(a, "error", None) is None}
+        self._failed |= {key: a for key, a in found.items() if key not in whole}
         self._store.put({key: self._adapter.dump_json(a).decode() for key, a in whole.items()})
         return found
 

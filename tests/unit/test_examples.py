@@ -35,8 +35,11 @@ def test_config_in_the_docs_is_valid(block):
     parse_config({"data": DATA} | yaml.safe_load(block))
 
 
-@pytest.mark.parametrize("block", BACKENDS, ids=range(len(BACKENDS)))
-def test_config_in_the_backend_docs_passes_the_check(block, tmp_path, monkeypatch, tiny_llama_dir):
+HOSTED = [block for block in BACKENDS if yaml.safe_load(block)["generator"]["type"].startswith("openai")]
+
+
+@pytest.mark.parametrize("block", HOSTED, ids=range(len(HOSTED)))
+def test_hosted_config_in_the_docs_passes_the_check(block, tmp_path, monkeypatch, tiny_llama_dir):
     for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY"):
         monkeypatch.setenv(name, "sk-of-a-test")
     data = write_task(tmp_path, {"labeled": 12, "unlabeled": 8, "test": 6})

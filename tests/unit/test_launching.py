@@ -14,7 +14,6 @@ from semievol.backends.launching import command, environment, launch_faults, run
 from semievol.config import LaunchConfig, ModelConfig, RunConfig, TrlTrainerConfig, parse_config
 from semievol.costs import ModelSize, estimate_memory
 from semievol.errors import ConfigError, TrainingError
-from semievol.pipeline import _lasting
 
 CPU = "cpu"
 
@@ -117,7 +116,7 @@ def test_processes_of_one_cpu_machine_share_its_memory():
 def test_a_stage_depends_on_how_many_share_and_not_on_where_they_are():
     def lasting(**launch):
         config = make_run(**launch)
-        return _lasting(config.trainer.model_dump(mode="json"), config.trainer)
+        return config.trainer.lasting()
 
     several = lasting(num_processes=8, num_machines=2, main_process_ip="a", main_process_port=1, launcher=["srun"])
     assert lasting(num_processes=8) == several
