@@ -65,9 +65,9 @@ def _join(ray: Any, address: str) -> None:
     except ImportError as error:
         raise ConfigError(f"generator.address: {address} needs the client of Ray: pip install 'ray[client]'") from error
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        remedy = (
-            "start one with `ray start --head`, or name its HOST:6379" if address == "auto" else "is it a Ray head?"
-        )
+        remedy = "is it a Ray head, and has this machine its token (RAY_AUTH_MODE=token, ~/.ray/auth_token)?"
+        if address == "auto":
+            remedy = "start one with `ray start --head`, or name its HOST:6379"
         raise ConfigError(f"generator.address: no Ray cluster at {address} ({_first_line(error)}); {remedy}") from error
 
 
