@@ -4,9 +4,10 @@
     python benchmarks/large_pool.py --rows 10000 --labeled 300 --index faiss
 
 The rows are synthetic, the generator, trainer and embedder are the fake ones: they cost next to nothing, so what is
-measured is the work around the model. Each size runs in a process of its own. Peak memory is the largest resident set
-(`ru_maxrss`) of that process; that of a stage is the kernel's high-water mark, set back when the stage begins (Linux;
-empty elsewhere). Seconds of CPU are user and system time of all threads. A run that was interrupted starts anew.
+measured is the work around the model. Each size runs in a process of its own. Peak memory of a stage is the largest
+resident set since it began (Linux sets the high-water mark back; empty elsewhere); that of the run is the largest of
+all, or `ru_maxrss` of the process. It holds what earlier stages left to the allocator. Seconds of CPU are user and
+system time of all threads. A run that was interrupted starts anew.
 """
 
 import argparse
@@ -72,7 +73,11 @@ def measure_size(n: int, arguments: argparse.Namespace) -> dict[str, Any]:
     found |= {
         "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        # Setting the mark of a stage back sets ru_maxrss back as well.
+        "peak_bytes": max(
+            usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            *(stage["peak_bytes"] or 0 for stage in found["stages"]),
+        ),
         "input_bytes": sum(path.stat().st_size for path in folder.glob("*.csv")),
         "run_bytes": sum(path.stat().st_size for path in (folder / "run").rglob("*") if path.is_file()),
         "rows_store_bytes": sum(path.stat().st_size for path in (folder / "run").glob("rows.sqlite*")),

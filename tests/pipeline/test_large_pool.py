@@ -10,7 +10,7 @@ from semievol.pipeline import run
 from semievol.stage import SilentReporter
 from tests.pipeline.conftest import FAKE, write_task
 
-SMALL, LARGE = 6_000, 18_000
+SMALL, LARGE = 5_000, 11_000
 """Above the largest block that a stage takes at once (4,096 rows)."""
 HELD_BYTES = 300
 
