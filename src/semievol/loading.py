@@ -8,8 +8,8 @@ one, goes to `gold` and nowhere else, and has no say in labels, ids, draws or du
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from semievol.answers import normalize_target
 from semievol.columns import Fields
 from semievol.config import RunConfig
-from semievol.drafts import Drafts, Log, Place, Rejected, RowIds, check_bad_fraction, read_sources
+from semievol.drafts import Drafts, Log, Rejected, RowIds, check_bad_fraction, read_sources
 from semievol.duplicates import Duplicate, find_conflicts, find_duplicates, find_duplicates_within
 from semievol.errors import DataError
+from semievol.read_rows import SPLITS, ReadRow, ReadRows
 from semievol.splitting import assign_parts, draw_rows, make_generator, split_counts
 from semievol.spool import Positions, Spool, View
 from semievol.types import Example, Gold, SplitName, TaskFacts, choice_letter
 
-SPLITS: tuple[SplitName, SplitName, SplitName] = ("labeled", "unlabeled", "test")
 _FILL_IN = "fill it in, or remove the row"
 _TARGET_REMEDY = "correct the target, or remove the row"
 
@@ -62,44 +62,6 @@ class LoadedData:
     target_counts: Mapping[SplitName, Mapping[str, int]]
     """Rows of each target in labeled and test, for closed answer sets; empty for the others."""
     counts: RowCounts
-
-
-class _Row(NamedTuple):
-    """A row with its target apart from it, so that the target of an unlabelled row is not used by accident."""
-
-    place: Place
-    example: Example
-    target: str | None
-
-    def labeled(self) -> Example:
-        return replace(self.example, target=self.target)
-
-    def unlabeled(self) -> Example:
-        return self.example
-
-    def gold(self) -> Gold:
-        return Gold(self.example.id, self.target or "")
-
-
-class _Rows(NamedTuple):
-    """The rows that are good so far. All functions below take and give positions in `read`, in their order."""
-
-    read: Spool[_Row]
-    split_codes: "array[int]"
-    """Of each row of `read` the place of its split in SPLITS, -1 before the cut of one file."""
-
-    def at(self, positions: Positions) -> Iterator[_Row]:
-        return (self.read[int(i)] for i in positions)
-
-    def by_split(self, positions: Positions) -> dict[SplitName, Positions]:
-        codes = np.asarray(self.split_codes)[positions]
-        return {name: positions[codes == code] for code, name in enumerate(SPLITS)}
-
-    def labeled(self, positions: Positions) -> Sequence[Example]:
-        return View(self.read, positions, _Row.labeled)
-
-    def unlabeled(self, positions: Positions) -> Sequence[Example]:
-        return View(self.read, positions, _Row.unlabeled)
 
 
 def load_examples(
@@ -146,7 +108,7 @@ def load_examples(
         labeled=rows.labeled(splits["labeled"]),
         unlabeled=rows.unlabeled(splits["unlabeled"]),
         test=rows.labeled(splits["test"]),
-        gold=View(rows.read, _with_gold(rows, splits["unlabeled"], unread), _Row.gold),
+        gold=View(rows.read, rows.with_gold(splits["unlabeled"], unread), ReadRow.gold),
         rejected=tuple(log.rejected),
         duplicates=duplicates,
         facts=facts,
@@ -177,10 +139,10 @@ def _find_facts(drafts: Drafts, config: RunConfig) -> TaskFacts:
     return TaskFacts()
 
 
-def _read_targets(drafts: Drafts, ids: RowIds, facts: TaskFacts, log: Log) -> _Rows:
+def _read_targets(drafts: Drafts, ids: RowIds, facts: TaskFacts, log: Log) -> ReadRows:
     """Bring targets to their normal form. A target that does not fit makes a row bad, but not an unlabelled one."""
     from_zero = _files_that_count_from_zero(drafts, log)
-    rows = _Rows(Spool(_Row, folder=log.folder), array("b"))
+    rows = ReadRows(Spool(ReadRow, folder=log.folder), array("b"))
     repairs: Counter[tuple[str, str]] = Counter()
     samples: dict[tuple[str, str], str] = {}
     no_gold: Counter[str] = Counter()
@@ -213,8 +175,7 @@ def _read_targets(drafts: Drafts, ids: RowIds, facts: TaskFacts, log: Log) -> _R
                     kind = "digit answers read as letters" if raw.strip().isdigit() else "targets repaired"
                     repairs[place.file, kind] += 1
                     samples.setdefault((place.file, kind), found.repaired)
-        rows.read.append(_Row(place, example, target))
-        rows.split_codes.append(-1 if place.split is None else SPLITS.index(place.split))
+        rows.append(ReadRow(place, example, target))
     log.rejected += bad.rejected
     log.notes += [f"{file}: {n} {kind} (first: {samples[file, kind]})" for (file, kind), n in repairs.items()]
     log.notes += [
@@ -255,7 +216,7 @@ def _explain(error: DataError, row_id: str) -> tuple[str, str]:
     return (reason, remedy) if colon else (text, _TARGET_REMEDY)
 
 
-def _draw_max_rows(rows: _Rows, left: Positions, config: RunConfig) -> Positions:
+def _draw_max_rows(rows: ReadRows, left: Positions, config: RunConfig) -> Positions:
     limit = config.data.max_rows
     if limit is None:
         return left
@@ -267,7 +228,7 @@ def _draw_max_rows(rows: _Rows, left: Positions, config: RunConfig) -> Positions
     return np.concatenate(drawn)
 
 
-def _draw(rows: _Rows, left: Positions, n: int, config: RunConfig, *, name: str, stratified: bool) -> Positions:
+def _draw(rows: ReadRows, left: Positions, n: int, config: RunConfig, *, name: str, stratified: bool) -> Positions:
     closed = config.task.type in ("choice", "label")
     classes = [row.target for row in rows.at(left)] if stratified and closed else [None] * len(left)
     drawn: Positions = left[draw_rows(classes, n, make_generator(config.data_seed, name))]
@@ -275,7 +236,7 @@ def _draw(rows: _Rows, left: Positions, n: int, config: RunConfig, *, name: str,
 
 
 def _check_lengths(
-    rows: _Rows, left: Positions, facts: TaskFacts, count_prompt: CountPrompt, max_prompt_tokens: int, log: Log
+    rows: ReadRows, left: Positions, facts: TaskFacts, count_prompt: CountPrompt, max_prompt_tokens: int, log: Log
 ) -> Positions:
     fits = np.ones(len(left), dtype=bool)
     for i, row in enumerate(rows.at(left)):
@@ -287,11 +248,13 @@ def _check_lengths(
     return left[fits]
 
 
-def _drop_duplicates(rows: _Rows, left: Positions, facts: TaskFacts, log: Log) -> tuple[Positions, Sequence[Duplicate]]:
+def _drop_duplicates(
+    rows: ReadRows, left: Positions, facts: TaskFacts, log: Log
+) -> tuple[Positions, Sequence[Duplicate]]:
     data = log.config.data
     similarity, drop, shared = data.near_duplicate_similarity, data.duplicates == "drop", bool(facts.shared_choices)
     if data.path is not None:
-        has_none = _has_no_target(rows, left)
+        has_none = rows.lacks_target(left)
         order = np.concatenate([left[~has_none], left[has_none]])  # of two copies the one with a target stays
         examples = rows.labeled(order)
         duplicates = find_duplicates_within(examples, similarity=similarity, shared_choices=shared, drop=drop)
@@ -310,7 +273,7 @@ def _drop_duplicates(rows: _Rows, left: Positions, facts: TaskFacts, log: Log) -
     return (left[~np.isin(left, _positions_of(found, rows, order))] if drop else left), found
 
 
-def _positions_of(duplicates: Iterable[Duplicate], rows: _Rows, order: Positions) -> Positions:
+def _positions_of(duplicates: Iterable[Duplicate], rows: ReadRows, order: Positions) -> Positions:
     """Where duplicates stand, which come in the order of the rows."""
     found = array("q")
     waiting = iter(duplicates)
@@ -324,20 +287,10 @@ def _positions_of(duplicates: Iterable[Duplicate], rows: _Rows, order: Positions
     return np.asarray(found, dtype=np.int64)
 
 
-def _has_no_target(rows: _Rows, positions: Positions) -> NDArray[np.bool_]:
-    return np.fromiter((row.target is None for row in rows.at(positions)), dtype=bool, count=len(positions))
-
-
-def _with_gold(rows: _Rows, positions: Positions, unread: frozenset[str | None]) -> Positions:
-    has_gold = (row.target is not None and row.target not in unread for row in rows.at(positions))
-    found: Positions = positions[np.fromiter(has_gold, dtype=bool, count=len(positions))]
-    return found
-
-
-def _cut(rows: _Rows, left: Positions, config: RunConfig) -> dict[SplitName, Positions]:
+def _cut(rows: ReadRows, left: Positions, config: RunConfig) -> dict[SplitName, Positions]:
     """Cut the rows of one file; those without a target are unlabelled."""
     generator = make_generator(config.data_seed, "split")
-    has_none = _has_no_target(rows, left)
+    has_none = rows.lacks_target(left)
     with_target, without = np.flatnonzero(~has_none), np.flatnonzero(has_none)
     counts = split_counts(config.data.split, n_with_target=len(with_target), n_without=len(without))
     closed = config.task.type in ("choice", "label")
@@ -369,7 +322,7 @@ def _check_groups(groups: Sequence[str | None], codes: NDArray[np.int8]) -> None
 
 
 def _settle_labels(
-    facts: TaskFacts, rows: _Rows, splits: dict[SplitName, Positions], log: Log
+    facts: TaskFacts, rows: ReadRows, splits: dict[SplitName, Positions], log: Log
 ) -> tuple[TaskFacts, dict[SplitName, Positions], frozenset[str | None]]:
     """After the cut of one file, take the labels from its labelled part alone, as for separate files.
 
@@ -396,7 +349,7 @@ def _settle_labels(
     return settled, splits | {"test": splits["test"][is_known]}, frozenset(unknown)
 
 
-def _draw_splits(rows: _Rows, splits: dict[SplitName, Positions], config: RunConfig) -> dict[SplitName, Positions]:
+def _draw_splits(rows: ReadRows, splits: dict[SplitName, Positions], config: RunConfig) -> dict[SplitName, Positions]:
     data = config.data
     limits = {"labeled": data.max_labeled, "unlabeled": data.max_unlabeled, "test": data.max_test}
     return {
@@ -422,7 +375,7 @@ def _count_rows(splits: Mapping[SplitName, Positions], log: Log, n_duplicates: i
     return RowCounts(log.n_read, rejected, n_duplicates, log.n_read - rejected - n_duplicates - kept, kept)
 
 
-def _count_targets(rows: _Rows, positions: Positions, config: RunConfig) -> dict[str, int]:
+def _count_targets(rows: ReadRows, positions: Positions, config: RunConfig) -> dict[str, int]:
     if config.task.type not in ("choice", "label"):
         return {}
     return dict(sorted(Counter(row.target for row in rows.at(positions) if row.target is not None).items()))

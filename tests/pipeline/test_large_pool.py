@@ -10,8 +10,8 @@ from semievol.pipeline import run
 from semievol.stage import SilentReporter
 from tests.pipeline.conftest import FAKE, write_task
 
-SMALL, LARGE = 5_000, 11_000
-"""Above the largest block that a stage takes at once (4,096 rows)."""
+SMALL, LARGE = 9_000, 13_000
+"""Above two of the largest blocks that a stage takes (4,096 rows): the last one is there until the next is read."""
 HELD_BYTES = 300
 
 
