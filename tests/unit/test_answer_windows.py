@@ -18,7 +18,7 @@ ADAPTER = TypeAdapter(Result)
 
 
 class Batcher:
-    """Answers with the company that a row was asked in, as far as it changes an answer: texts that end in `!` fail."""
+    """Answers with the company that a row was batched in; texts that end in `!` fail, and are in no batch."""
 
     def __init__(self) -> None:
         self.windows: list[list[str]] = []
@@ -26,7 +26,7 @@ class Batcher:
     def compute(self, requests: Iterable[Request]) -> Iterator[Result]:
         asked = [r.messages[0].content for r in requests]
         self.windows.append(asked)
-        return self._answer(list(requests), "+".join(asked))
+        return self._answer(list(requests), "+".join(text for text in asked if not text.endswith("!")))
 
     @staticmethod
     def _answer(requests: list[Request], company: str) -> Iterator[Result]:
