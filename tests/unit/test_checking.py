@@ -195,6 +195,13 @@ def test_a_real_model_is_sized_without_its_weights(tmp_path: Path, tiny_llama_di
     assert found.disk.models == 3 * 4 * found.model.n_adapter
 
 
+def test_a_launch_that_cannot_work_is_a_fault(tmp_path: Path, tiny_llama_dir: str) -> None:
+    launch = {"num_processes": 2, "strategy": "fsdp"}
+    sections = {"model": {"path": tiny_llama_dir, "device": "cpu"}, "trainer": {"type": "trl", "launch": launch}}
+    faults = check_run(make_config(tmp_path, **sections)).faults
+    assert "trainer.launch.strategy: fsdp needs CUDA GPUs, but the device is cpu; use ddp" in faults
+
+
 @pytest.mark.slow
 def test_measuring_gives_seconds_for_each_stage(tmp_path: Path, tiny_llama_dir: str) -> None:
     trainer = {"type": "trl", "gradient_accumulation_steps": 1}
