@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from semievol.compare_format import SIGNAL_TITLES
 from semievol.compare_text import GOLD_MARK
 from semievol.figures import INK, MODEL_COLOURS, MUTED, PAPER, RULE, canvas, shorten, stack_shares
+from semievol.report_text import signed
 
 Floats = NDArray[np.float64]
 
@@ -84,9 +85,8 @@ def draw_forest(name: str, bars: Sequence[Bar], *, x_label: str, title: str) -> 
             colour = _colour(bar.kind)
             axis.hlines(y, 100 * bar.low, 100 * bar.high, color=colour, linewidth=1.6)
             axis.plot([100 * bar.value], [y], **_dot(bar.kind))
-            text = f"{100 * bar.value:+.1f}".replace("-", "\N{MINUS SIGN}")
             axis.annotate(
-                text,
+                signed(bar.value),
                 (1.0, y),
                 xycoords=("axes fraction", "data"),
                 xytext=(4, 0),
