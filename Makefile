@@ -17,7 +17,7 @@ demo: $(STAMP)
 	$(BIN)/semievol demo $(ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not gpu and not network and not slow" --durations=5 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not gpu and not network and not slow" --durations=5 $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --durations=5 $(ARGS)
