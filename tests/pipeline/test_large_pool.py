@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from semievol.backends import embed
 from semievol.config import parse_config
 from semievol.pipeline import run
 from semievol.stage import SilentReporter
@@ -48,6 +49,7 @@ def stage_peaks(folder: Path, n: int) -> dict[str, int]:
 @pytest.mark.timeout(1200)
 def test_no_stage_holds_the_rows_of_the_pool(tmp_path, monkeypatch):
     monkeypatch.setattr(justify, "WINDOW", 64)  # blocks of 512 rows: those of 4,096 would look like growth
+    monkeypatch.setattr(embed, "BLOCK_CELLS", 1_000_000)  # as would blocks of similarities below 64 MB
     small, large = (stage_peaks(tmp_path / str(n), n) for n in (SMALL, LARGE))
     growth = {name: (large[name] - small[name]) / (LARGE - SMALL) for name in large}
     # A row kept as objects takes a thousand bytes and more. The second round has kept rows in its retrieval index.
