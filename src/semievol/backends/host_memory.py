@@ -17,7 +17,7 @@ def reuse_freed_memory() -> bool:
 
     By default glibc maps every block above 32 MiB anew, and each of its pages is a fault and is filled with zeros
     before it is written. The gradient of an embedding matrix or the logits of a batch are such blocks, several in every
-    step. docs/results.md has what it saves.
+    step.
 
     Returns:
         Whether the C library took the settings; False where it is another one than glibc.
