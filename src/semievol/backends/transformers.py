@@ -21,22 +21,21 @@ import torch
 from typing_extensions import Self
 
 from semievol.backends.base import Usage
+from semievol.backends.choice_tries import ChoiceTries, make_completion
 from semievol.backends.decoding import CausalLm, Sample, draw_uniforms
 from semievol.backends.hf import (
     add_adapter,
-    completion_ids,
     open_model,
     open_tokenizer,
     quiet_loading,
     render_prompt,
     resolve_max_length,
-    special_ids,
     stop_ids,
 )
-from semievol.backends.tries import Trie, TrieRow, build_trie
+from semievol.backends.tries import Trie, TrieRow
 from semievol.config import ModelConfig, TransformersGeneratorConfig
-from semievol.errors import DataError, GenerationError
-from semievol.types import ChoiceRequest, ChoiceScores, Completion, ModelRef, Request, Result, Sampling
+from semievol.errors import GenerationError
+from semievol.types import ChoiceRequest, ChoiceScores, ModelRef, Request, Result, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,10 +110,9 @@ class TransformersGenerator:
         self._config = model
         self._tokenizer = open_tokenizer(model)
         self._max_length = resolve_max_length(model)
+        self._tries = ChoiceTries(self._tokenizer, max_length=self._max_length)
         self._batch_tokens = config.batch_tokens
         self._usage = Usage()
-        self._special_ids = special_ids(self._tokenizer)
-        self._endings: dict[tuple[str, tuple[int, ...], tuple[str, ...]], tuple[int, ...]] = {}
         self._max_loaded = config.max_loaded_models
         self._bases: dict[str, _LoadedBase] = {}
         self._load(model.path)
@@ -154,7 +152,8 @@ class TransformersGenerator:
             DataError: If two completions of a request have the same tokens.
         """
         for group in _windows(requests):
-            scored = [self._plan(r, ids) for r, ids in zip(group, self._encode_prompts(group), strict=True)]
+            prompts = zip(group, self._encode_prompts(group), strict=True)
+            scored = [_Scored(r, ids, self._tries.build(r, ids)) for r, ids in prompts]
             yield from self._run(
                 scored,
                 model=group[0].model,
@@ -181,38 +180,12 @@ class TransformersGenerator:
 
     def _result(self, prompt: _Prompt, samples: Sequence[Sample]) -> Result:
         completions = tuple(
-            Completion(
-                text=self._tokenizer.decode(s.tokens[:-1] if s.stopped else s.tokens, skip_special_tokens=True).strip(),
-                token_logprobs=tuple(round(x, 6) for x in s.logprobs),
-                logprob_kind="raw",
-                finish_reason="stop" if s.stopped else "length",
-            )
+            make_completion(self._tokenizer, s.tokens, s.logprobs, stopped=s.stopped, has_stop_token=s.stopped)
             for s in samples
         )
         n_tokens = sum(len(s.tokens) for s in samples)
         self._count(prompt_tokens=len(prompt.ids), completion_tokens=n_tokens)
         return Result(prompt.request.id, completions, None, len(prompt.ids), n_tokens)
-
-    def _plan(self, request: ChoiceRequest, ids: list[int]) -> _Scored:
-        completions = tuple(self._ending(request, ids, text) for text in request.completions)
-        try:
-            trie = build_trie(completions)
-        except ValueError as error:
-            raise DataError(f"row {request.id}: {error} to this tokenizer: {request.completions}") from error
-        if len(ids) + trie.depth > self._max_length:
-            raise GenerationError(
-                f"row {request.id}: prompt and completions have {len(ids) + trie.depth} tokens, more than "
-                f"model.max_length {self._max_length}; shorten the row or show fewer demonstrations"
-            )
-        return _Scored(request, ids, trie)
-
-    def _ending(self, request: ChoiceRequest, ids: Sequence[int], completion: str) -> tuple[int, ...]:
-        """`completion_ids`, remembered by the prompt from its last special token on: no token reaches over one."""
-        turn = next((at for at in range(len(ids) - 1, -1, -1) if ids[at] in self._special_ids), 0)
-        key = (completion, tuple(ids[turn:]), tuple(m.role for m in request.messages))
-        if key not in self._endings:
-            self._endings[key] = tuple(completion_ids(self._tokenizer, request.messages, completion))
-        return self._endings[key]
 
     def _score(self, lm: CausalLm, batch: Sequence[_Scored]) -> list[ChoiceScores]:
         rows: list[tuple[int, TrieRow]] = [(at, row) for at, s in enumerate(batch) for row in lm.rows_of(s.ids, s.trie)]

@@ -6,19 +6,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
+from semievol.backends.choice_tries import ChoiceTries, make_completion
 from semievol.backends.hf import (
-    completion_ids,
     open_tokenizer,
     render_prompt_ids,
     resolve_max_length,
     resolve_model_path,
-    special_ids,
     stop_ids,
 )
-from semievol.backends.tries import Trie, build_trie
+from semievol.backends.tries import Trie
 from semievol.backends.vllm_requests import Drawn, Question, plan_questions
 from semievol.config import ModelConfig
-from semievol.errors import DataError, GenerationError
 from semievol.types import ChoiceRequest, Completion, Message
 
 if TYPE_CHECKING:
@@ -39,11 +37,10 @@ class PromptIds:
     def __init__(self, model: ModelConfig) -> None:
         self._model = model
         self._tokenizer = open_tokenizer(model)
-        self._special = special_ids(self._tokenizer)
-        self._endings: dict[tuple[str, tuple[int, ...], tuple[str, ...]], tuple[int, ...]] = {}
         self._plans = lru_cache(maxsize=1024)(plan_questions)
         self._stops: dict[str, tuple[int, ...]] = {}
         self.max_length = resolve_max_length(model)
+        self._tries = ChoiceTries(self._tokenizer, max_length=self.max_length)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt, special tokens and the start of the assistant turn included."""
@@ -57,15 +54,7 @@ class PromptIds:
             GenerationError: If prompt and completions are longer than the model can hold.
         """
         ids = self.encode(request.messages)
-        try:
-            trie = build_trie(tuple(self._ending(request, ids, text) for text in request.completions))
-        except ValueError as error:
-            raise DataError(f"row {request.id}: {error} to this tokenizer: {request.completions}") from error
-        if len(ids) + trie.depth > self.max_length:
-            raise GenerationError(
-                f"row {request.id}: prompt and completions have {len(ids) + trie.depth} tokens, more than "
-                f"model.max_length {self.max_length}; shorten the row or show fewer demonstrations"
-            )
+        trie = self._tries.build(request, ids)
         return Scored(ids, trie, self._plans(trie))
 
     def stop_ids(self, base: str) -> tuple[int, ...]:
@@ -77,21 +66,10 @@ class PromptIds:
 
     def completion(self, drawn: Drawn, stops: Sequence[int]) -> Completion:
         """The text of a sample, as the transformers generator makes it."""
-        kept = drawn.tokens[:-1] if drawn.stopped and drawn.tokens[-1] in stops else drawn.tokens
-        return Completion(
-            text=self._tokenizer.decode(kept, skip_special_tokens=True).strip(),
-            token_logprobs=tuple(round(x, 6) for x in drawn.logprobs),
-            logprob_kind="raw",
-            finish_reason="stop" if drawn.stopped else "length",
+        has_stop_token = drawn.stopped and drawn.tokens[-1] in stops
+        return make_completion(
+            self._tokenizer, drawn.tokens, drawn.logprobs, stopped=drawn.stopped, has_stop_token=has_stop_token
         )
-
-    def _ending(self, request: ChoiceRequest, ids: Sequence[int], completion: str) -> tuple[int, ...]:
-        """`completion_ids`, remembered by the prompt from its last special token on: no token reaches over one."""
-        turn = next((at for at in range(len(ids) - 1, -1, -1) if ids[at] in self._special), 0)
-        key = (completion, tuple(ids[turn:]), tuple(m.role for m in request.messages))
-        if key not in self._endings:
-            self._endings[key] = tuple(completion_ids(self._tokenizer, request.messages, completion))
-        return self._endings[key]
 
 
 def _read_generation_config(model: ModelConfig, base: str) -> "GenerationConfig":
