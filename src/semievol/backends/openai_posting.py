@@ -1,4 +1,4 @@
-"""Posts JSON to one endpoint, as the openai package would and with a third of its CPU time.
+"""Posts JSON to one endpoint, as the openai package would and with less CPU time (benchmarks/hosted_throughput.py).
 
 The package builds options, headers and address anew for every request, which takes longer than sending it. So the first
 request to a route goes through the package, and what became of it (address, headers, where Azure puts the deployment)
