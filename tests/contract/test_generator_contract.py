@@ -28,12 +28,24 @@ def question(i: int) -> str:
     return "Question: " + " ".join(WORDS[: 2 + (i * 5) % 14]) + f" {i}? #{'ABCD'[i % 4]}"
 
 
-def requests(model: ModelRef, n: int = 7, shared: str = SHARED) -> list[Request]:
-    return [Request(f"r{i}", (Message("user", shared + question(i)),), model, seed=100 + i) for i in range(n)]
+SHARED_BY_SOME = (
+    SHARED + "Ticket: top up failed twice and the card was charged. Answer: top up. ",
+    SHARED + "Ticket: refund. ",
+    SHARED,
+)
+"""Starts that rows take in turns: those of rows with demonstrations in common."""
 
 
-def choice_requests(model: ModelRef, completions: tuple[str, ...], n: int = 5) -> list[ChoiceRequest]:
-    return [ChoiceRequest(r.id, r.messages, r.model, completions) for r in requests(model, n)]
+def requests(model: ModelRef, n: int = 7, shared: str | tuple[str, ...] = SHARED) -> list[Request]:
+    starts = (shared,) if isinstance(shared, str) else shared
+    texts = [starts[i % len(starts)] + question(i) for i in range(n)]
+    return [Request(f"r{i}", (Message("user", text),), model, seed=100 + i) for i, text in enumerate(texts)]
+
+
+def choice_requests(
+    model: ModelRef, completions: tuple[str, ...], n: int = 5, shared: str | tuple[str, ...] = SHARED
+) -> list[ChoiceRequest]:
+    return [ChoiceRequest(r.id, r.messages, r.model, completions) for r in requests(model, n, shared)]
 
 
 def run(backend, reqs, **sampling):
@@ -240,10 +252,10 @@ def columns(request, monkeypatch):
     """Columns of a pass over prompts: those of all rows of a batch, or of two or three."""
     from semievol.backends import decoding
 
-    monkeypatch.setattr(decoding, "CPU_COLUMNS", request.param)
+    monkeypatch.setitem(decoding.MAX_COLUMNS, "cpu", request.param)
 
 
-@pytest.mark.parametrize("shared", [SHARED, ""], ids=["shared", "plain"])
+@pytest.mark.parametrize("shared", [SHARED, SHARED_BY_SOME, ""], ids=["shared", "shared by some", "plain"])
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.6, "top_p": 0.8}], ids=["raw", "nucleus"])
 def test_sampled_logprobs_equal_teacher_forcing(local, shared, sampling, columns, monkeypatch):
     generator, ref, reference = local
@@ -258,10 +270,11 @@ def test_sampled_logprobs_equal_teacher_forcing(local, shared, sampling, columns
             assert (completion.finish_reason == "stop") == (sample.tokens[-1] in stops(reference.tokenizer))
 
 
-def test_greedy_equals_transformers_generate(local, columns, monkeypatch):
+@pytest.mark.parametrize("shared", [SHARED, SHARED_BY_SOME], ids=["shared", "shared by some"])
+def test_greedy_equals_transformers_generate(local, shared, columns, monkeypatch):
     generator, ref, reference = local
     drawn = record_tokens(monkeypatch)
-    run(generator, requests(ref), temperature=0, max_tokens=10)
+    run(generator, requests(ref, shared=shared), temperature=0, max_tokens=10)
     for prompt, samples in drawn:
         assert samples[0].tokens == reference.greedy(prompt, 10, stops(reference.tokenizer))
 
@@ -290,15 +303,45 @@ def test_samples_follow_the_models_distribution(local):
     ],
     ids=["letters", "labels", "nested", "no shared start", "single"],
 )
-def test_score_choices_equals_unbatched_reference(local, completions, columns):
+@pytest.mark.parametrize("shared", [SHARED, SHARED_BY_SOME], ids=["shared", "shared by some"])
+def test_score_choices_equals_unbatched_reference(local, completions, shared, columns):
     generator, ref, reference = local
-    reqs = choice_requests(ref, completions)
+    reqs = choice_requests(ref, completions, 7, shared)
     for scores in generator.score_choices(reqs):
         (request,) = [r for r in reqs if r.id == scores.id]
         prefix, expected, counts = reference_scores(reference, request)
         assert scores.logprobs == pytest.approx(expected, abs=1e-4)
         assert scores.prefix_logprob == pytest.approx(prefix, abs=1e-4)
         assert scores.n_tokens == counts
+
+
+@pytest.mark.parametrize("work", ["score", "sample"])
+def test_a_start_that_some_prompts_share_is_run_once(tiny_llama_dir, work, monkeypatch):
+    from semievol.backends.decoding import CausalLm
+    from semievol.backends.tries import common_length
+
+    run_tokens = []
+    forward = CausalLm._forward
+
+    def count(self, ids, mask, *args, **kwargs):
+        run_tokens.append(int(mask[:, -ids.shape[1] :].sum()) if mask.dim() == 2 else ids.numel())
+        return forward(self, ids, mask, *args, **kwargs)
+
+    monkeypatch.setattr(CausalLm, "_forward", count)
+    ref = ModelRef(tiny_llama_dir)
+    with open_generator(TransformersGeneratorConfig(), ModelConfig(path=tiny_llama_dir, device="cpu")) as generator:
+        reqs = choice_requests(ref, ("A", "B"), 30, SHARED_BY_SOME)
+        if work == "score":
+            list(generator.score_choices(reqs))
+        else:
+            run(generator, requests(ref, 30, SHARED_BY_SOME), max_tokens=1)
+        encoded = [tuple(ids) for ids in generator._encode_prompts(reqs)]
+    shared_by_all = common_length(encoded)
+    groups = [encoded[i :: len(SHARED_BY_SOME)] for i in range(len(SHARED_BY_SOME))]
+    shared = [common_length(group) for group in groups]
+    assert min(shared[:2]) > shared_by_all + 8
+    own = sum(len(ids) - n for group, n in zip(groups, shared, strict=True) for ids in group)
+    assert sum(run_tokens) <= shared_by_all + sum(n - shared_by_all for n in shared) + own
 
 
 def test_score_choices_with_other_sets_in_one_call(local):

@@ -23,7 +23,7 @@ from tests.emulator.engine import Answer, Chat, ServedModel, Token, Trained, Tra
 from tests.emulator.errors import wrong_value
 
 LEARNING_RATE = 3e-4
-"""Of AdamW at a learning_rate_multiplier of 1."""
+"""Of AdamW in the first step at a learning_rate_multiplier of 1; it falls linearly to 0."""
 DEFAULT_MAX_TOKENS = 256
 EMBEDDING_MODEL = "text-embedding-3-small"
 
@@ -149,6 +149,8 @@ class CausalEngine:
     ) -> tuple[tuple[tuple[int, float], ...], tuple[tuple[int, ServedModel], ...]]:
         rate = LEARNING_RATE * training.learning_rate_multiplier
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+        n_steps = training.n_epochs * -(-len(rows) // training.batch_size)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=n_steps)
         losses: list[tuple[int, float]] = []
         checkpoints: list[tuple[int, ServedModel]] = []
         weights = {}
@@ -163,6 +165,7 @@ class CausalEngine:
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
+                schedule.step()
                 losses.append((len(losses) + 1, round(loss.item(), 6)))
             name = f"{training.model_id}:ckpt-step-{len(losses)}"
             served = replace(training.parent, id=name, parent=training.parent.id)

@@ -2,15 +2,15 @@
 
 Three things save most of the work, and none changes a probability:
 
-- The tokens that all prompts of a batch start with (instruction, labels, options) are run once; their keys and values
-  are shown to every row.
+- The tokens that all prompts of a batch start with (instruction, labels, options) are run once, and behind them those
+  that some share (demonstrations); their keys and values are shown to every row.
 - Samples of one prompt that have drawn the same tokens so far are one row; it splits where they part.
 - The completions of a closed set are scored in one pass over prompt and trie: every trie node stands behind the prompt
   in the same row, sees the prompt and its own ancestors alone, and has the position of its depth.
 
 Rows end at the same column (left padding), so what is asked of a row lies in its last columns. Models with sliding or
-linear attention layers run without the first and the third. On a CPU the prompts of a batch are run a few at a time,
-and all of them together from the first new token on.
+linear attention layers run without the first and the third. The prompts of a batch are run a few at a time, those of
+like length together, and all of them together from the first new token on.
 """
 
 import hashlib
@@ -26,18 +26,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from semievol.backends.caches import SharedPrefix, Starts, cut_rows, has_full_attention, join_caches
+from semievol.backends.shared_starts import MIN_SHARED_START, group_by_start
 from semievol.backends.tries import Trie, TrieRow, common_length, cut_trie, find_ancestors, find_positions
 from semievol.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-MIN_SHARED_PREFIX = 16
-"""Tokens that all prompts of a batch have to start with before they are worth a pass of their own."""
-
-CPU_COLUMNS = 1024
-"""Columns (rows x longest row) of one pass over prompts on a CPU. A matrix product is at its fastest from some hundred
-columns on; more of them push the activations out of the cache, and pad short rows to the length of long ones."""
+MAX_COLUMNS = {"cpu": 1024}
+"""Columns (rows x longest row) of one pass over prompts, by device. On a CPU a matrix product is at its fastest from
+some hundred columns on; more of them push the activations out of the cache, and pad short rows to the length of long
+ones."""
+GPU_COLUMNS = 16384
+"""The same on any other device."""
 
 LOGITS_BYTES = 256 * 2**20
 """Logits of one scoring pass at most; the trie of a large label set is cut to fit."""
@@ -51,25 +53,6 @@ class Sample:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
-
-
-class SharedPrefix:
-    """Keys and values of tokens that many prompts start with; per layer (1, heads, tokens, d)."""
-
-    def __init__(self, ids: Sequence[int], cache: "Cache") -> None:
-        self.ids = list(ids)
-        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
-
-    def expand(self, n_rows: int) -> "Cache":
-        """A new cache that shows the prefix to `n_rows` rows."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(self._layers):
-            cache.update(keys, values, index)
-            layer = cache.layers[index]
-            layer.keys, layer.values = layer.keys.expand(n_rows, -1, -1, -1), layer.values.expand(n_rows, -1, -1, -1)
-        return cache
 
 
 class CausalLm:
@@ -92,10 +75,14 @@ class CausalLm:
         """Entries of the vocabulary, over which log-probabilities are normalised."""
         return int(self._model.get_output_embeddings().weight.shape[0])
 
-    @property
-    def _max_columns(self) -> int | None:
-        """Most columns of a pass over prompts; None: all rows of a batch at once."""
-        return CPU_COLUMNS if self._model.device.type == "cpu" and self._full_attention else None
+    def arrange(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """Places of `prompts` in the order in which they make good batches.
+
+        Those that share a start stand together, the longest first; without sharing, all of them by length.
+        """
+        if self._full_attention:
+            return [i for group in group_by_start(prompts, skip=_shared_by_all(prompts)) for i in group.prompts]
+        return sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
 
     def forget_prefix(self) -> None:
         """Drop the shared prefix: a call must not depend on the ones before it, nor on another adapter's weights."""
@@ -109,11 +96,9 @@ class CausalLm:
 
         Sample s draws its t-th token by inverse CDF from `s.uniforms[t]` over the vocabulary in the order of its ids.
         """
-        prefix = self._shared_prefix(prompts)
-        suffixes = [p[len(prefix.ids) :] for p in prompts] if prefix else prompts
-        logits, cache, mask = self._prefill(suffixes, prefix)
-        positions = torch.tensor([[len(p) - 1] for p in prompts], device=mask.device)
-        rows = [list(group) for group in samples]
+        order, logits, cache, mask = self._prefill(prompts)
+        positions = torch.tensor([[len(prompts[i]) - 1] for i in order], device=mask.device)
+        rows = [list(samples[i]) for i in order]
         while True:
             tokens = self._draw(logits[:, -1], rows, temperature, top_p)
             parents, rows = self._split(rows, tokens)
@@ -132,29 +117,35 @@ class CausalLm:
     def score(self, rows: Sequence[TrieRow], queries: Sequence[Sequence[tuple[int, int]]]) -> list[list[float]]:
         """Log-probabilities of `queries[i]`: (place in `rows[i].tokens` or -1, next token) pairs."""
         keep = 1 + max(len(row.tokens) for row in rows)
-        prefix = self._shared_prefix([row.prompt for row in rows])
-        skip = len(prefix.ids) if prefix else 0
-        found: list[list[float]] = []
         max_rows = max(1, LOGITS_BYTES // (4 * self.vocab_size * keep))
-        for part in cut_rows([row.length - skip for row in rows], self._max_columns, max_rows=max_rows):
-            found += self._score(rows[part], queries[part], prefix)
+        starts = self._run_starts([row.prompt for row in rows])
+        found: list[list[float]] = [[] for _ in rows]
+        for part in self._passes([row.length for row in rows], starts, max_rows=max_rows):
+            for i, values in zip(part, self._score(rows, queries, part, starts), strict=True):
+                found[i] = values
         return found
 
     def _score(
-        self, rows: Sequence[TrieRow], queries: Sequence[Sequence[tuple[int, int]]], prefix: SharedPrefix | None
+        self,
+        rows: Sequence[TrieRow],
+        queries: Sequence[Sequence[tuple[int, int]]],
+        part: Sequence[int],
+        starts: Starts,
     ) -> list[list[float]]:
-        skip = len(prefix.ids) if prefix else 0
-        ids, mask, positions = self._left_pad([[*row.prompt[skip:], *row.tokens] for row in rows], prefix)
-        keep = 1 + max(len(row.tokens) for row in rows)
+        """What `queries` ask of the rows `part`, in one pass."""
+        own = [rows[i] for i in part]
+        done = [starts.n_tokens[i] for i in part]
+        cache, before = starts.show(part)
+        suffixes = [[*row.prompt[n:], *row.tokens] for row, n in zip(own, done, strict=True)]
+        ids, mask, positions = self._left_pad(suffixes, done, before)
+        keep = 1 + max(len(row.tokens) for row in own)
         attention = mask
-        if any(row.parents != tuple(range(-1, len(row.parents) - 1)) for row in rows):  # not all tries are chains
-            attention, positions = self._trie_mask(rows, mask, skip), _trie_positions(rows, positions, skip)
-        cache = prefix.expand(len(rows)) if prefix else None
+        if any(row.parents != tuple(range(-1, len(row.parents) - 1)) for row in own):  # not all tries are chains
+            attention, positions = self._trie_mask(own, mask, ids.shape[1]), _trie_positions(own, positions, done)
         logits, _ = self._forward(ids, attention, positions, cache, keep=keep, use_cache=cache is not None)
         # The column before the first node predicts what place -1 asks for.
         asked = [
-            [(keep - len(row.tokens) + place, token) for place, token in q]
-            for row, q in zip(rows, queries, strict=True)
+            [(keep - len(row.tokens) + at, token) for at, token in queries[i]] for i, row in zip(part, own, strict=True)
         ]
         return _read(logits, asked)
 
@@ -166,20 +157,57 @@ class CausalLm:
             for nodes, parents in cut_trie(trie, max_nodes)
         ]
 
-    def _prefill(
-        self, suffixes: Sequence[Sequence[int]], prefix: SharedPrefix | None
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> "tuple[list[int], Tensor, Cache, Tensor]":
+        """Run the prompts: places in the order of the rows; logits of the last column (rows, 1, vocab), cache, mask."""
+        starts = self._run_starts(prompts)
+        parts = self._passes([len(p) for p in prompts], starts)
+        logits, cache, mask = self._run(prompts, parts, starts)
+        return [i for part in parts for i in part], logits, cache, mask
+
+    def _run(
+        self, prompts: Sequence[Sequence[int]], parts: Sequence[Sequence[int]], starts: Starts
     ) -> "tuple[Tensor, Cache, Tensor]":
-        """Run the prompts behind `prefix`: logits of the last column (rows, 1, vocab), cache and mask of all rows."""
+        """Logits of the last column (rows, 1, vocab), cache and mask of the prompts in `parts`, a pass each."""
         runs = []
-        for part in cut_rows([len(s) for s in suffixes], self._max_columns):
-            ids, mask, positions = self._left_pad(suffixes[part], prefix)
-            logits, cache = self._forward(ids, mask, positions, prefix.expand(len(ids)) if prefix else None, keep=1)
-            runs.append((logits, cache, mask))
+        for part in parts:
+            done = [starts.n_tokens[i] for i in part]
+            cache, before = starts.show(part)
+            ids, mask, positions = self._left_pad(
+                [prompts[i][n:] for i, n in zip(part, done, strict=True)], done, before
+            )
+            runs.append((*self._forward(ids, mask, positions, cache, keep=1), mask))
         if len(runs) == 1:
             return runs[0]
         width = max(mask.shape[1] for _, _, mask in runs)
         masks = [pad(mask, (width - mask.shape[1], 0)) for _, _, mask in runs]
         return torch.cat([logits for logits, _, _ in runs]), join_caches([c for _, c, _ in runs]), torch.cat(masks)
+
+    def _run_starts(self, prompts: Sequence[Sequence[int]]) -> Starts:
+        """Run what all or some of `prompts` start with; at least one token of each is left for its row."""
+        prefix = self._shared_prefix(prompts)
+        starts = Starts(prefix, len(prompts))
+        if not self._full_attention:
+            return starts
+        n_prefix = len(prefix.ids) if prefix else 0
+        groups = [g for g in group_by_start(prompts, skip=n_prefix) if len(g.prompts) > 1 and g.n_tokens > n_prefix]
+        if groups:
+            shared = [prompts[g.prompts[0]][: g.n_tokens] for g in groups]
+            parts = self._passes([len(ids) for ids in shared], Starts(prefix, len(shared)))
+            _, cache, mask = self._run(shared, parts, Starts(prefix, len(shared)))
+            starts.add([groups[at] for part in parts for at in part], cache, mask.cpu().numpy())
+        return starts
+
+    def _passes(self, lengths: Sequence[int], starts: Starts, *, max_rows: int | None = None) -> list[list[int]]:
+        """Places of the rows that share a pass: those of like length, apart from those without a start of their own."""
+        if not self._full_attention:
+            return [[*range(len(lengths))[part]] for part in cut_rows(lengths, None, max_rows=max_rows)]
+        left = [length - n for length, n in zip(lengths, starts.n_tokens, strict=True)]
+        max_columns = MAX_COLUMNS.get(self._model.device.type, GPU_COLUMNS)
+        passes = []
+        for alone in (False, True):
+            rows = sorted((i for i, at in enumerate(starts.group) if (at < 0) == alone), key=lambda i: -left[i])
+            passes += [rows[part] for part in cut_rows([left[i] for i in rows], max_columns, max_rows=max_rows)]
+        return passes
 
     def _forward(
         self, ids: Tensor, mask: Tensor, positions: Tensor, cache: "Cache | None", *, keep: int, use_cache: bool = True
@@ -202,23 +230,23 @@ class CausalLm:
         return out.logits[:, -keep:], state
 
     def _left_pad(
-        self, suffixes: Sequence[Sequence[int]], prefix: SharedPrefix | None
+        self, suffixes: Sequence[Sequence[int]], done: Sequence[int], before: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids and positions (rows, columns) and the mask (rows, prefix + columns) of rows that end at one column."""
+        """Ids and positions (rows, columns) and the mask (rows, before + columns) of rows that end at one column.
+
+        `done[i]` tokens of row i stand before its suffix, in columns of the mask `before`.
+        """
         width = max(map(len, suffixes))
-        start = len(prefix.ids) if prefix else 0
         ids = np.full((len(suffixes), width), self._pad_id, dtype=np.int64)
-        mask = np.zeros((len(suffixes), start + width), dtype=np.int64)
-        mask[:, :start] = 1
-        positions = np.zeros_like(ids)
-        for at, suffix in enumerate(suffixes):
+        own, positions = np.zeros_like(ids), np.zeros_like(ids)
+        for at, (suffix, start) in enumerate(zip(suffixes, done, strict=True)):
             ids[at, width - len(suffix) :] = suffix
-            mask[at, start + width - len(suffix) :] = 1
+            own[at, width - len(suffix) :] = 1
             positions[at, width - len(suffix) :] = np.arange(start, start + len(suffix))
         device = self._model.device
         return (
             torch.from_numpy(ids).to(device),
-            torch.from_numpy(mask).to(device),
+            torch.from_numpy(np.concatenate([before, own], axis=1)).to(device),
             torch.from_numpy(positions).to(device),
         )
 
@@ -226,17 +254,17 @@ class CausalLm:
         """The start that all `prompts` share, run through the model; at least one token of each is left for its row."""
         if not self._full_attention or len(prompts) < 2:
             return None
-        length = min(common_length(prompts), min(map(len, prompts)) - 1)
+        length = _shared_by_all(prompts)
         last = self._prefix
         if (
             last is not None
             and prompts[0][: len(last.ids)] == last.ids
-            and 0 <= length - len(last.ids) < MIN_SHARED_PREFIX
+            and 0 <= length - len(last.ids) < MIN_SHARED_START
         ):
             return last
-        if length < MIN_SHARED_PREFIX:
+        if length < MIN_SHARED_START:
             return None
-        ids, mask, positions = self._left_pad([prompts[0][:length]], None)
+        ids, mask, positions = self._left_pad([prompts[0][:length]], [0], np.ones((1, 0), dtype=np.int64))
         _, cache = self._forward(ids, mask, positions, None, keep=1)
         self._prefix = SharedPrefix(prompts[0][:length], cache)
         return self._prefix
@@ -275,18 +303,15 @@ class CausalLm:
             going_on += by_token.values()
         return parents, going_on
 
-    def _trie_mask(self, rows: Sequence[TrieRow], mask: Tensor, skip: int) -> Tensor:
-        """Who sees whom, (rows, 1, columns, prefix + columns): causal over the prompt, ancestors within the trie."""
-        width = mask.shape[1] - skip
-        visible = np.zeros((len(rows), width, skip + width), dtype=bool)
-        causal = np.tri(width, skip + width, skip, dtype=bool)
+    def _trie_mask(self, rows: Sequence[TrieRow], mask: Tensor, width: int) -> Tensor:
+        """Who sees whom, (rows, 1, width, columns of `mask`): causal over the prompt, ancestors within the trie."""
+        n_columns = mask.shape[1]
+        skip = n_columns - width
+        visible = np.tri(width, n_columns, skip, dtype=bool) & mask.cpu().numpy().astype(bool)[:, None]
         for at, row in enumerate(rows):
             n_nodes = len(row.tokens)
-            first = skip + width - (len(row.prompt) - skip) - n_nodes
-            visible[at] = causal
-            visible[at, :, skip:first] = False
             if n_nodes:
-                visible[at, width - n_nodes :, skip + width - n_nodes :] = find_ancestors(row.parents)
+                visible[at, width - n_nodes :, n_columns - n_nodes :] = find_ancestors(row.parents)
         # Padding columns see themselves: a row of a softmax without any entry is NaN.
         visible[:, np.arange(width), skip + np.arange(width)] = True
         seen = torch.from_numpy(visible).to(mask.device)[:, None]
@@ -296,48 +321,18 @@ class CausalLm:
         return torch.where(seen, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
 
 
-def cut_rows(lengths: Sequence[int], max_columns: int | None, *, max_rows: int | None = None) -> list[slice]:
-    """Runs of neighbouring rows: at most `max_rows`, and rows x longest row at most `max_columns`, or one row."""
-    parts: list[slice] = []
-    start, longest = 0, 0
-    for at, length in enumerate(lengths):
-        longest = max(longest, length)
-        n_rows = at - start + 1
-        wide = max_columns is not None and n_rows * longest > max_columns
-        full = wide or (max_rows is not None and n_rows > max_rows)
-        if full and at > start:
-            parts.append(slice(start, at))
-            start, longest = at, length
-    return [*parts, slice(start, len(lengths))]
-
-
-def join_caches(caches: "Sequence[Cache]") -> "Cache":
-    """One cache of the rows of all `caches`, each row at the right end of its columns; layer by layer, to save memory.
-
-    `caches` are emptied. What stands to the left of a row has to be masked.
-    """
-    from transformers import DynamicCache
-
-    joined = DynamicCache()
-    for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
-        width = max(layer.keys.shape[2] for layer in layers)
-        keys, values = (
-            torch.cat([pad(state, (0, 0, width - state.shape[2], 0)) for state in states])
-            for states in ([layer.keys for layer in layers], [layer.values for layer in layers])
-        )
-        joined.update(keys, values, index)
-        for layer in layers:
-            layer.keys = layer.values = None
-    return joined
-
-
-def _trie_positions(rows: Sequence[TrieRow], positions: Tensor, skip: int) -> Tensor:
+def _trie_positions(rows: Sequence[TrieRow], positions: Tensor, done: Sequence[int]) -> Tensor:
     """`positions` (rows, columns) with those of the trie nodes; made at one go, as each transfer to a GPU waits."""
     found = np.zeros(tuple(positions.shape), dtype=np.int64)
-    for at, row in enumerate(rows):
-        columns = find_positions(len(row.prompt), row.parents)[skip:]
+    for at, (row, n_done) in enumerate(zip(rows, done, strict=True)):
+        columns = find_positions(len(row.prompt), row.parents)[n_done:]
         found[at, found.shape[1] - len(columns) :] = columns
     return torch.from_numpy(found).to(positions.device)
+
+
+def _shared_by_all(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all `prompts` start with, without the last one of any."""
+    return min(common_length(prompts), min(map(len, prompts)) - 1)
 
 
 def _read(logits: Tensor, asked: Sequence[Sequence[tuple[int, int]]]) -> list[list[float]]:
@@ -376,13 +371,3 @@ def _inverse_cdf_block(raw: Tensor, uniforms: Tensor, temperature: float, top_p:
     total = cdf[:, -1:].contiguous()
     drawn = torch.searchsorted(cdf, uniforms * total, right=True)
     return torch.minimum(drawn, torch.searchsorted(cdf, total))  # a product rounded up to the total is above all tokens
-
-
-def has_full_attention(model: "PreTrainedModel") -> bool:
-    """Whether every layer attends to all tokens before it, through an attention that takes a mask of our own."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    if model.config._attn_implementation not in ("sdpa", "eager"):
-        return False
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)

@@ -28,7 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from semievol.backends.base import Progress
-from semievol.backends.decoding import MIN_SHARED_PREFIX, SharedPrefix, has_full_attention
+from semievol.backends.caches import SharedPrefix, has_full_attention
 from semievol.backends.sft_batches import (
     IGNORED,
     CompletionCollator,
@@ -40,6 +40,7 @@ from semievol.backends.sft_batches import (
 from semievol.backends.sft_processes import check_strategy, distributed_arguments
 from semievol.backends.sft_rows import EncodedRow
 from semievol.backends.sft_steps import StepCallback, finish_step_on_interrupt
+from semievol.backends.shared_starts import MIN_SHARED_START
 from semievol.config import TrlTrainerConfig
 from semievol.errors import ConfigError, TrainingError
 
@@ -296,7 +297,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         # The column that predicts the first label belongs to the rows.
         n_shared = min(n_equal, _first_label(inputs["labels"] != IGNORED) - 1)
         saved = n_shared * (len(ids) - 1) / max(1, int(mask.sum()))
-        return n_shared if n_shared >= MIN_SHARED_PREFIX and saved >= MIN_SAVED_FRACTION else 0
+        return n_shared if n_shared >= MIN_SHARED_START and saved >= MIN_SAVED_FRACTION else 0
 
     @torch.no_grad()
     def _fused_head_agrees(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> bool:

@@ -1,7 +1,8 @@
 """Local generation with transformers: bases stay in memory, LoRA adapters switched on top, exact raw log-probabilities.
 
-Requests are taken in windows, grouped by model, sorted by length and cut into batches of `batch_tokens`, so the same
-requests in the same order make the same batches. A sample depends on its request's seed and its number alone.
+Requests are taken in windows, grouped by model, put beside those that start like them and cut into batches of
+`batch_tokens`, so the same requests in the same order make the same batches. A sample depends on its request's seed and
+its number alone.
 """
 
 import contextlib
@@ -123,7 +124,7 @@ class TransformersGenerator:
         return self._usage._replace(peak_memory_bytes=_peak_memory_bytes())
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
-        """Yield one Result a request as it is done, the longest prompts of a window first."""
+        """Yield one Result a request as it is done; prompts that share a start come together, the longest first."""
         longest = self._max_length - sampling.max_tokens
         for group in _windows(requests):
             prompts = [_Prompt(r, ids) for r, ids in zip(group, self._encode_prompts(group), strict=True)]
@@ -139,7 +140,7 @@ class TransformersGenerator:
                 fitting,
                 model=group[0].model,
                 cost=lambda p: (len(p.ids) + sampling.max_tokens) * sampling.n,
-                length=lambda p: len(p.ids),
+                prompt=lambda p: p.ids,
                 work=lambda lm, batch: self._sample(lm, batch, sampling),
                 fail=_out_of_memory,
             )
@@ -158,7 +159,7 @@ class TransformersGenerator:
                 scored,
                 model=group[0].model,
                 cost=lambda s: len(s.ids) + len(s.trie.tokens),
-                length=lambda s: len(s.ids) + len(s.trie.tokens),
+                prompt=lambda s: s.ids,
                 work=self._score,
                 fail=_cannot_score,
             )
@@ -222,13 +223,14 @@ class TransformersGenerator:
         *,
         model: ModelRef,
         cost: Callable[[Item], int],
-        length: Callable[[Item], int],
+        prompt: Callable[[Item], list[int]],
         work: Callable[[CausalLm, Sequence[Item]], list[Answer]],
         fail: Callable[[Item], Answer],
     ) -> Iterator[Answer]:
         """Put `items` through `work` in batches; a batch that does not fit into memory is halved, the budget too."""
-        waiting = deque(sorted(items, key=length, reverse=True))
-        self._load(model.base).lm.forget_prefix()
+        lm = self._load(model.base).lm
+        lm.forget_prefix()
+        waiting = deque(items[i] for i in lm.arrange([prompt(item) for item in items]))
         while waiting:
             batch = self._take(waiting, cost)
             try:
@@ -249,14 +251,18 @@ class TransformersGenerator:
             if len(batch) == 1:
                 yield fail(batch[0])
                 continue
-            self._batch_tokens = max(1, cost(batch[0]) * len(batch) // 2)
+            self._batch_tokens = max(1, max(map(cost, batch)) * len(batch) // 2)
             logger.warning("out of memory at %d rows: batches are now %d tokens", len(batch), self._batch_tokens)
             waiting.extendleft(reversed(batch))
 
     def _take(self, waiting: deque[Item], cost: Callable[[Item], int]) -> list[Item]:
-        """The next batch, at least one item: as many as the first, longest one leaves room for."""
-        room = max(1, self._batch_tokens // max(1, cost(waiting[0])))
-        return [waiting.popleft() for _ in range(min(room, len(waiting)))]
+        """The next batch, at least one item: as many as fit where each takes as much as the longest."""
+        batch = [waiting.popleft()]
+        most = cost(batch[0])
+        while waiting and (len(batch) + 1) * max(most, cost(waiting[0])) <= self._batch_tokens:
+            batch.append(waiting.popleft())
+            most = max(most, cost(batch[-1]))
+        return batch
 
     @contextlib.contextmanager
     def _using(self, ref: ModelRef) -> Iterator[CausalLm]:
