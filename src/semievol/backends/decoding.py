@@ -16,6 +16,7 @@ like length together, and all of them together from the first new token on.
 import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from semievol.backends.caches import SharedPrefix, Starts, cut_rows, has_full_attention, join_caches
+from semievol.backends.last_layer import LastLayer
 from semievol.backends.shared_starts import MIN_SHARED_START, group_by_start
 from semievol.backends.tries import Trie, TrieRow, common_length, cut_trie, find_ancestors, find_positions
 from semievol.errors import ConfigError
@@ -67,6 +69,7 @@ class CausalLm:
         self._keeps_logits = "logits_to_keep" in accepted
         self._attention = model.config._attn_implementation
         self._full_attention = self._takes_positions and has_full_attention(model)
+        self._last_layer = LastLayer(model)
         self._prefix: SharedPrefix | None = None
         self.forward_passes = 0
 
@@ -220,7 +223,8 @@ class CausalLm:
             arguments["position_ids"] = positions
         if self._keeps_logits:
             arguments["logits_to_keep"] = keep
-        out = self._model(**arguments)
+        with self._last_layer.only(keep) if keep < ids.shape[1] else nullcontext():
+            out = self._model(**arguments)
         self.forward_passes += 1
         state = getattr(out, "past_key_values", None)
         if use_cache and state is None:

@@ -13,6 +13,7 @@ last hidden states with the output embedding, which leaves out what some models 
 import inspect
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from trl import SFTConfig, SFTTrainer
 
 from semievol.backends.base import Progress
 from semievol.backends.caches import SharedPrefix, has_full_attention
+from semievol.backends.last_layer import LastLayer
 from semievol.backends.sft_batches import (
     IGNORED,
     CompletionCollator,
@@ -155,6 +157,8 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True  # makes transformers count the tokens of all micro-batches for `_scale`
         self._base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        # A layer that is run again for its gradient, or whose weights are shares, is left as it is.
+        self._last_layer = None if checkpoints(self.args) or self.args.fsdp else LastLayer(self._base)
         # What TRL put over the forward hides the signature of the model.
         self._accepted = frozenset(inspect.signature(type(self._base).forward).parameters)
         # TRL's fused loss gathers figures at every batch: all processes would have to take it for the same batches.
@@ -253,7 +257,8 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
             arguments |= self._run_shared(model, inputs, n_shared)
         if "logits_to_keep" in self._accepted:
             arguments["logits_to_keep"] = n_keep
-        logits = model(**arguments).logits[:, -n_keep:-1]
+        with self._only_last(n_keep, labels.shape[1] - n_shared):
+            logits = model(**arguments).logits[:, -n_keep:-1]
         kept = has_loss[:, first:]
         targets = labels[:, first:][kept]
         if weights is None:
@@ -270,13 +275,14 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         looked_up = self._base.get_input_embeddings()(torch.cat([ids[0, :n_shared], ids[:, n_shared:].flatten()]))
         start, rest = looked_up[:n_shared][None], looked_up[n_shared:].unflatten(0, (len(ids), -1))
         keep = {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
-        out = model(
-            inputs_embeds=start,
-            attention_mask=inputs["attention_mask"][:1, :n_shared],
-            position_ids=positions[:1, :n_shared],
-            use_cache=True,
-            **keep,
-        )
+        with self._only_last(1, n_shared):
+            out = model(
+                inputs_embeds=start,
+                attention_mask=inputs["attention_mask"][:1, :n_shared],
+                position_ids=positions[:1, :n_shared],
+                use_cache=True,
+                **keep,
+            )
         prefix = SharedPrefix(ids[0, :n_shared].tolist(), out.past_key_values)
         return {
             "input_ids": None,
@@ -285,6 +291,10 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
             "past_key_values": prefix.expand(len(ids)),
             "use_cache": True,
         }
+
+    def _only_last(self, n_keep: int, n_columns: int) -> AbstractContextManager[None]:
+        """Within, the last layer may leave out all but the last `n_keep` of `n_columns` columns."""
+        return nullcontext() if self._last_layer is None or n_keep >= n_columns else self._last_layer.only(n_keep)
 
     def _count_shared(self, inputs: dict[str, torch.Tensor]) -> int:
         """Leading columns in which all rows are equal, if running them once is worth a pass of its own, else 0."""
@@ -411,9 +421,13 @@ def can_share_start(model: PreTrainedModel | PeftModel, arguments: SFTConfig) ->
     drops = drops or (getattr(base.config, "attention_dropout", None) or 0.0) > 0
     accepted = inspect.signature(type(base).forward).parameters
     takes_all = {"position_ids", "past_key_values", "inputs_embeds"} <= set(accepted)
-    checkpoints = next(getattr(arguments, name) for name in CHECKPOINTING if hasattr(arguments, name))
     shares = bool(arguments.fsdp)  # embeddings cannot be looked up outside of the forward pass then
-    return takes_all and has_full_attention(base) and not drops and not checkpoints and not shares
+    return takes_all and has_full_attention(base) and not drops and not checkpoints(arguments) and not shares
+
+
+def checkpoints(arguments: SFTConfig) -> bool:
+    """Whether activations are computed again for the backward pass."""
+    return bool(next(getattr(arguments, name) for name in CHECKPOINTING if hasattr(arguments, name)))
 
 
 def _check_weights(model: torch.nn.Module, step: int) -> None:
