@@ -36,8 +36,12 @@ class Shape(NamedTuple):
     @property
     def linear_weights(self) -> int:
         """Weights of the linear layers of one block: query, key, value, output; gate, up, down."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return attention + 3 * self.hidden * self.intermediate
+        return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads) + self.feed_forward_weights
+
+    @property
+    def feed_forward_weights(self) -> int:
+        """Weights of gate, up and down of one block."""
+        return 3 * self.hidden * self.intermediate
 
 
 SHAPES = {
@@ -86,10 +90,13 @@ def forward_flops(shape: Shape, lengths: Iterable[int], *, logit_columns: int) -
 
     Counted are the matrix products: two a weight and token in the linear layers; in the attention of a layer two
     products of two operations for each pair of a token and one it may see, L(L+1)/2 pairs a row; and the vocabulary
-    projection of `logit_columns` positions over all rows. Norms, activations, rotations and softmax are not counted.
+    projection of `logit_columns` positions over all rows, which alone the last layer's feed-forward part is run for.
+    Norms, activations, rotations and softmax are not counted.
     """
-    flops = 2 * logit_columns * shape.hidden * shape.vocab
-    for length in lengths:
+    kept = list(lengths)
+    left_out = 2 * (sum(kept) - logit_columns) * shape.feed_forward_weights
+    flops = 2 * logit_columns * shape.hidden * shape.vocab - left_out
+    for length in kept:
         pairs = length * (length + 1) // 2
         flops += shape.layers * (2 * length * shape.linear_weights + 4 * pairs * shape.hidden)
     return flops
@@ -104,15 +111,16 @@ def lora_training_flops(shape: Shape, lengths: Iterable[int], *, rank: int, logi
     kept = list(lengths)
     tokens = sum(kept)
     pairs = sum(length * (length + 1) // 2 for length in kept)
-    adapter = rank * (
+    feed_forward = rank * 3 * (shape.hidden + shape.intermediate)
+    adapter = feed_forward + rank * (
         2 * (2 * shape.hidden)  # query, output
         + 2 * (shape.hidden + shape.head_dim * shape.kv_heads)  # key, value
-        + 3 * (shape.hidden + shape.intermediate)
     )
     attention = 4 * pairs * shape.hidden
     linear = 2 * tokens * shape.linear_weights
     head = 2 * logit_columns * shape.hidden * shape.vocab
-    return shape.layers * (2 * linear + 3 * attention + 6 * tokens * adapter) + 2 * head
+    left_out = (tokens - logit_columns) * (4 * shape.feed_forward_weights + 6 * feed_forward)
+    return shape.layers * (2 * linear + 3 * attention + 6 * tokens * adapter) + 2 * head - left_out
 
 
 def fill_to_lengths(sentences: Sequence[str], counts: Sequence[int], lengths: Sequence[int], *, seed: int) -> list[str]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from semievol.backends.last_layer import LastLayer
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from speed_models import Shape, forward_flops, lora_training_flops
@@ -31,20 +33,21 @@ def tiny_model(one_thread):
     )
 
 
-def count_linear(model, **arguments) -> int:
-    """Operations of the linear layers as torch counts them."""
+def count_linear(model, last_layer, *, n_columns) -> int:
+    """Operations of the linear layers as torch counts them, where the logits of `n_columns` are asked for."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
-        out = model(input_ids=torch.ones(1, LENGTH, dtype=torch.long), use_cache=False, **arguments)
+    ids = torch.ones(1, LENGTH, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, last_layer.only(n_columns):
+        out = model(input_ids=ids, use_cache=False, logits_to_keep=n_columns)
         if model.training:
             out.logits.sum().backward()
     return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
 
 
 def test_forward_flops_are_those_that_torch_counts(tiny_model):
-    linear = count_linear(tiny_model.eval(), logits_to_keep=2)
+    linear = count_linear(tiny_model.eval(), LastLayer(tiny_model), n_columns=2)
     pairs = LENGTH * (LENGTH + 1) // 2
     causal = 4 * pairs * TINY.hidden * TINY.layers
     assert forward_flops(TINY, [LENGTH], logit_columns=2) == linear + causal
@@ -60,7 +63,7 @@ def test_lora_training_flops_are_those_that_torch_counts(tiny_model):
 
     rank = 4
     model = get_peft_model(tiny_model, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")).train()
-    linear = count_linear(model, logits_to_keep=2)
+    linear = count_linear(model, LastLayer(tiny_model), n_columns=2)
     pairs = LENGTH * (LENGTH + 1) // 2
     attention = 3 * 4 * pairs * TINY.hidden * TINY.layers
     expected = lora_training_flops(TINY, [LENGTH], rank=rank, logit_columns=2)
