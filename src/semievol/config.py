@@ -180,7 +180,7 @@ class TransformersGeneratorConfig(Section):
 
     type: Literal["transformers"] = "transformers"
     batch_tokens: int = Field(16384, gt=0)
-    """Largest number of tokens (padding included) in one forward pass; halves itself on out-of-memory."""
+    """Most tokens (padding included) of a batch; halves itself on out-of-memory."""
     max_loaded_models: int = Field(2, gt=0)
     """Whole models in memory at once, when base and warm model are not one base with adapters; the second one leaves on
     out-of-memory."""
