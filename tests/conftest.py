@@ -18,6 +18,7 @@ from tests.emulator.vllm_fixtures import gpu_vllm_generator as gpu_vllm_generato
 from tests.emulator.vllm_fixtures import real_vllm_python as real_vllm_python
 from tests.emulator.vllm_fixtures import standin_generator as standin_generator
 from tests.emulator.vllm_fixtures import vllm_python as vllm_python
+from tests.ray_standin import StandIn
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for jobs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -175,8 +176,6 @@ def make_adapter(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ray_standin():
     """Ray's interface in this process, in the place of the package."""
-    from tests.ray_standin import StandIn
-
     with pytest.MonkeyPatch.context() as patch:
         standin = StandIn()
         patch.setitem(sys.modules, "ray", standin)
@@ -186,6 +185,8 @@ def ray_standin():
 @pytest.fixture(scope="session")
 def real_ray():
     """A Ray of two CPUs on this machine, without dashboard and telemetry."""
+    if isinstance(sys.modules.get("ray"), StandIn):  # of the tests before
+        del sys.modules["ray"]
     ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'semievol[ray]')")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     services = ray._private.services

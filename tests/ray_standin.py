@@ -1,7 +1,7 @@
 """Ray's interface in this process, for tests of what stands above it: actors take calls in order, and can be killed.
 
 Which actor gets on next is drawn by seed, so shards end in many orders. `kill_at` numbers calls of `answer`, from 1, at
-which the actor that was to answer dies instead.
+which the actor that was to answer dies instead; `hang_at` those at which it stands still for good.
 """
 
 import random
@@ -34,7 +34,7 @@ class Actor:
     def __init__(self, ray: "StandIn", instance: Any) -> None:
         self._ray, self._instance = ray, instance
         self._calls: deque[tuple[Ref, str, tuple]] = deque()
-        self._is_dead = False
+        self._is_dead = self._is_hung = False
 
     def __getattr__(self, method: str) -> Any:
         return SimpleNamespace(remote=lambda *arguments: self._call(method, arguments))
@@ -48,10 +48,15 @@ class Actor:
 
     def _work(self) -> None:
         ref, method, arguments = self._calls[0]
+        if self._is_hung:
+            return
         if method == "answer":
             self._ray.n_answers += 1
             if self._ray.n_answers in self._ray.kill_at:
                 self._die()
+                return
+            self._is_hung = self._ray.n_answers in self._ray.hang_at
+            if self._is_hung:
                 return
         self._calls.popleft()
         try:
@@ -70,8 +75,8 @@ class Actor:
 class StandIn:
     exceptions = SimpleNamespace(RayError=RayError, RayActorError=RayActorError, RayTaskError=RayTaskError)
 
-    def __init__(self, *, kill_at: Collection[int] = (), seed: int = 0) -> None:
-        self.kill_at = kill_at
+    def __init__(self, *, kill_at: Collection[int] = (), hang_at: Collection[int] = (), seed: int = 0) -> None:
+        self.kill_at, self.hang_at = kill_at, hang_at
         self.n_answers = 0
         self.actors: list[Actor] = []
         self.options: list[dict[str, Any]] = []

@@ -404,6 +404,9 @@ class RayGeneratorConfig(Section):
     """Times that a shard is given to a replica, or that the start of one is tried in a row, before the run stops."""
     start_timeout_seconds: float = Field(600, gt=0)
     """Longest wait without a single replica at work, for room on the cluster and for its model to be loaded."""
+    shard_timeout_seconds: float = Field(3600, gt=0)
+    """Longest time that a replica may work on one shard before it counts as hung: it is ended, and another one gets the
+    shard (see `max_attempts`)."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
         {
@@ -414,6 +417,7 @@ class RayGeneratorConfig(Section):
             "storage",
             "max_attempts",
             "start_timeout_seconds",
+            "shard_timeout_seconds",
         }
     )
 

@@ -82,6 +82,26 @@ def test_dead_replicas_change_no_answer_and_cost_a_shard_each(standin, kill_at):
     assert len(ray.actors) == 2 + len(kill_at)
 
 
+@pytest.mark.parametrize("hang_at", [{1}, {3, 4, 9}])
+def test_hung_replicas_are_ended_and_their_shards_go_to_others(standin, hang_at):
+    ray = standin(hang_at=hang_at)
+    reqs = fake_requests()
+    with open_generator(ray_config(shard_timeout_seconds=0.2), FAKE_MODEL) as generator:
+        assert list(generator.generate(reqs, SAMPLING)) == in_shards(FakeGeneratorConfig(), FAKE_MODEL, reqs, 4)
+    assert ray.n_answers == 10 + len(hang_at)
+    assert len(ray.actors) == 2 + len(hang_at)
+
+
+def test_shard_that_hangs_every_replica_ends_the_run(standin):
+    standin(hang_at={1, 2})
+    config = ray_config(replicas=1, max_attempts=2, shard_timeout_seconds=0.1)
+    with (
+        pytest.raises(GenerationError, match=r"ended 2 replicas .*not answered after generator\.shard_timeout_seconds"),
+        open_generator(config, FAKE_MODEL) as generator,
+    ):
+        list(generator.generate(fake_requests(4), SAMPLING))
+
+
 def test_shard_that_kills_every_replica_ends_the_run_and_keeps_what_is_done(standin, tmp_path):
     reqs = fake_requests(16)
     config = ray_config(replicas=1, max_attempts=2)

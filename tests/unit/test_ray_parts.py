@@ -38,7 +38,7 @@ def fingerprint(run_config, tmp_path) -> str:
     [
         {},
         {"replicas": 64, "gpus_per_replica": 1, "cpus_per_replica": 4, "address": "auto", "storage": "s3://bucket/run"},
-        {"max_attempts": 9, "start_timeout_seconds": 5, "shard_rows": WINDOW},
+        {"max_attempts": 9, "start_timeout_seconds": 5, "shard_timeout_seconds": 5, "shard_rows": WINDOW},
     ],
 )
 def test_fingerprint_is_that_of_the_inner_generator(settings, tmp_path):

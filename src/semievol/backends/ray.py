@@ -89,6 +89,7 @@ class RayGenerator:
                 replicas=config.replicas,
                 max_attempts=config.max_attempts,
                 start_timeout_seconds=config.start_timeout_seconds,
+                shard_timeout_seconds=config.shard_timeout_seconds,
             )
             stack.callback(self._pool.close)
             self._abilities = self._pool.open()

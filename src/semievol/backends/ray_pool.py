@@ -43,18 +43,28 @@ class _Replica:
     opening: Any = None
     """Reference to the loading of its model; None when it is at work."""
     tasks: deque[tuple[Any, _Task]] = field(default_factory=deque)
+    at_work_since: float = 0.0
+    """When it began with the first of its shards."""
 
 
 class ReplicaPool:
     """Replicas and a queue. `start` makes one more replica, as an actor of Ray."""
 
     def __init__(
-        self, ray: Any, start: Callable[[], Any], *, replicas: int, max_attempts: int, start_timeout_seconds: float
+        self,
+        ray: Any,
+        start: Callable[[], Any],
+        *,
+        replicas: int,
+        max_attempts: int,
+        start_timeout_seconds: float,
+        shard_timeout_seconds: float,
     ) -> None:
         self._ray, self._start = ray, start
         self._n_replicas = replicas
         self._max_attempts = max_attempts
         self._start_timeout_seconds = start_timeout_seconds
+        self._shard_timeout_seconds = shard_timeout_seconds
         self._replicas: list[_Replica] = []
         self._queue: deque[_Task] = deque()
         self._done: set[str] = set()
@@ -119,6 +129,7 @@ class ReplicaPool:
             while replica.tasks and replica.tasks[0][0] in news:
                 if not self._settle(replica):
                     break
+        self._end_hung()
         self._check_at_work()
         self._hand_out()
 
@@ -152,11 +163,22 @@ class ReplicaPool:
             return False
         _raise_fault(answer)
         replica.tasks.popleft()
+        replica.at_work_since = time.monotonic()
         self._done.add(task.name)
         return True
 
+    def _end_hung(self) -> None:
+        """End the replicas that have been at one shard for too long."""
+        limit = self._shard_timeout_seconds
+        for replica in list(self._replicas):
+            if replica.tasks and time.monotonic() - replica.at_work_since > limit:
+                self._bury(
+                    replica,
+                    TimeoutError(f"it had not answered after generator.shard_timeout_seconds ({limit:g})"),
+                )
+
     def _bury(self, replica: _Replica, error: Exception) -> None:
-        """Put a dead replica's shards back in front of the queue and start another; the first one may be to blame."""
+        """Put a lost replica's shards back in front of the queue and start another; the first one may be to blame."""
         self._drop(replica)
         tasks = [task for _, task in replica.tasks]
         guilty = tasks[0]
@@ -203,6 +225,8 @@ class ReplicaPool:
                 return
             replica = min(free, key=lambda r: len(r.tasks))
             task = self._queue.popleft()
+            if not replica.tasks:
+                replica.at_work_since = time.monotonic()
             replica.tasks.append((replica.actor.answer.remote(task.name), task))
 
 
