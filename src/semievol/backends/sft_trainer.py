@@ -161,6 +161,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         self._last_layer = None if checkpoints(self.args) or self.args.fsdp else LastLayer(self._base)
         # What TRL put over the forward hides the signature of the model.
         self._accepted = frozenset(inspect.signature(type(self._base).forward).parameters)
+        self._takes_columns = "logits_to_keep" in self._accepted
         # TRL's fused loss gathers figures at every batch: all processes would have to take it for the same batches.
         alone_on_gpu = self.args.device.type == "cuda" and self.accelerator.num_processes == 1
         self._use_fused: bool | None = None if alone_on_gpu else False
@@ -255,10 +256,15 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         arguments["use_cache"] = False
         if n_shared:
             arguments |= self._run_shared(model, inputs, n_shared)
-        if "logits_to_keep" in self._accepted:
-            arguments["logits_to_keep"] = n_keep
-        with self._only_last(n_keep, labels.shape[1] - n_shared):
-            logits = model(**arguments).logits[:, -n_keep:-1]
+        n_columns = labels.shape[1] - n_shared
+        if self._takes_columns:
+            arguments["logits_to_keep"] = torch.arange(
+                -n_keep, -1, device=labels.device
+            )  # what is left out is in front
+        with self._only_last(n_keep, n_columns):
+            logits = model(**arguments).logits
+        if not self._takes_columns:
+            logits = logits[:, -n_keep:-1]
         kept = has_loss[:, first:]
         targets = labels[:, first:][kept]
         if weights is None:
@@ -274,7 +280,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         ids, positions = inputs["input_ids"], inputs["position_ids"]
         looked_up = self._base.get_input_embeddings()(torch.cat([ids[0, :n_shared], ids[:, n_shared:].flatten()]))
         start, rest = looked_up[:n_shared][None], looked_up[n_shared:].unflatten(0, (len(ids), -1))
-        keep = {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
+        keep = {"logits_to_keep": torch.arange(0, device=ids.device)} if self._takes_columns else {}
         with self._only_last(1, n_shared):
             out = model(
                 inputs_embeds=start,
