@@ -111,14 +111,10 @@ def draw_costs(name: str, points: Sequence[CostPoint], *, y_label: str) -> str:
     height = 3.4 + (0.2 * ((len(points) + 1) // 2) if numbered else 0)
     with canvas(height) as (figure, svg):
         axis = figure.subplots()
-        for number, (point, x) in enumerate(zip(points, seconds, strict=True), 1):
+        for point, x in zip(points, seconds, strict=True):
             colour = _colour(point.kind)
             axis.vlines(x / size, 100 * point.low, 100 * point.high, color=colour, linewidth=1.0, alpha=0.55)
             axis.plot([x / size], [100 * point.value], **_dot(point.kind))
-            text = str(number) if numbered else _short_name(point.label, 28)
-            left = x > 0.6 * max(seconds)
-            offset, side = ((-6, 5), "right") if left else ((6, 5), "left")
-            axis.annotate(text, (x / size, 100 * point.value), xytext=offset, textcoords="offset points", ha=side)
         if max(seconds) > 20 * min(seconds):
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -137,7 +133,38 @@ def draw_costs(name: str, points: Sequence[CostPoint], *, y_label: str) -> str:
                     x, (bottom - 0.5 - 0.2 * (y + 0.8)) / height, f"{place + 1}  {_short_name(point.label, 28)}"
                 )
         _adjust(figure, left=0.12, right=0.97, bottom=bottom)
+        texts = [str(i) if numbered else _short_name(point.label, 28) for i, point in enumerate(points, 1)]
+        _label_points(axis, [(x / size, 100 * p.value) for p, x in zip(points, seconds, strict=True)], texts)
     return svg(name, f"{y_label} against the time of a run")
+
+
+def _label_points(axis: Any, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
+    """Write each text beside its point: where it covers least of the dots, of the texts before it and of the frame."""
+    axis.autoscale_view()  # else the limits are those of an empty plot until it is drawn
+    scale = 72 / axis.figure.dpi  # points a pixel
+    dots = scale * axis.transData.transform(points)
+    left, bottom, right, top = scale * axis.get_window_extent().extents
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
+    for (x, y), point, text in zip(dots, points, texts, strict=True):
+        label = axis.annotate(text, point, xytext=(0, 0), textcoords="offset points", ha="left", va="bottom")
+        extent = label.get_window_extent()
+        width, height = scale * extent.width, scale * extent.height
+        places = [(dx, dy) for d in (6, 12, 18) for dy in (3, -d - 3) for dx in (d, -d - width)]
+        places += [(-width / 2, d) for d in (8, -16, 18, -26)]
+        boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in places]
+        covered = [
+            sum(_overlap(box, other) for other in taken)
+            + 20 * max(0.0, left - box[0], box[2] - right, bottom - box[1], box[3] - top)
+            for box in boxes
+        ]
+        best = covered.index(min(covered))
+        taken.append(boxes[best])
+        label.xyann = places[best]
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Area that two boxes (left, bottom, right, top) share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def draw_risk_coverage(name: str, curves: Mapping[str, Sequence[tuple[float, float]]], *, error: float) -> str:

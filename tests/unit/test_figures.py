@@ -93,3 +93,18 @@ def test_settings_of_the_users_matplotlib_do_not_count():
     plain = draw("losses")
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path"}):
         assert draw("losses") == plain
+
+
+def test_labels_of_near_points_stand_apart():
+    from semievol.compare_figures import _label_points
+    from semievol.figures import canvas
+
+    points = [(2.0, 60.0), (2.02, 60.5), (2.0, 61.0), (5.0, 60.0), (9.0, 90.0)]
+    with canvas(3.0) as (figure, _):
+        axis = figure.subplots()
+        axis.plot(*zip(*points, strict=True), "o")
+        _label_points(axis, points, [f"arm {i}" for i in range(len(points))])
+        boxes = [text.get_window_extent() for text in axis.texts]
+        frame = axis.get_window_extent()
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 + 1 for box in boxes)
