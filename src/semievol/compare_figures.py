@@ -149,7 +149,7 @@ def _label_points(axis: Any, points: Sequence[tuple[float, float]], texts: Seque
         label = axis.annotate(text, point, xytext=(0, 0), textcoords="offset points", ha="left", va="bottom")
         extent = label.get_window_extent()
         width, height = scale * extent.width, scale * extent.height
-        places = [(dx, dy) for d in (6, 12, 18) for dy in (3, -d - 3) for dx in (d, -d - width)]
+        places = [(dx, dy) for d in (6, 12, 18, 24) for dy in (3, -d - 3, d) for dx in (d, -d - width)]
         places += [(-width / 2, d) for d in (8, -16, 18, -26)]
         boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in places]
         covered = [
