@@ -270,11 +270,10 @@ def test_sampled_logprobs_equal_teacher_forcing(local, shared, sampling, columns
             assert (completion.finish_reason == "stop") == (sample.tokens[-1] in stops(reference.tokenizer))
 
 
-@pytest.mark.parametrize("shared", [SHARED, SHARED_BY_SOME], ids=["shared", "shared by some"])
-def test_greedy_equals_transformers_generate(local, shared, columns, monkeypatch):
+def test_greedy_equals_transformers_generate(local, columns, monkeypatch):
     generator, ref, reference = local
     drawn = record_tokens(monkeypatch)
-    run(generator, requests(ref, shared=shared), temperature=0, max_tokens=10)
+    run(generator, requests(ref, shared=SHARED_BY_SOME), temperature=0, max_tokens=10)
     for prompt, samples in drawn:
         assert samples[0].tokens == reference.greedy(prompt, 10, stops(reference.tokenizer))
 
@@ -303,10 +302,9 @@ def test_samples_follow_the_models_distribution(local):
     ],
     ids=["letters", "labels", "nested", "no shared start", "single"],
 )
-@pytest.mark.parametrize("shared", [SHARED, SHARED_BY_SOME], ids=["shared", "shared by some"])
-def test_score_choices_equals_unbatched_reference(local, completions, shared, columns):
+def test_score_choices_equals_unbatched_reference(local, completions, columns):
     generator, ref, reference = local
-    reqs = choice_requests(ref, completions, 7, shared)
+    reqs = choice_requests(ref, completions, shared=SHARED_BY_SOME)
     for scores in generator.score_choices(reqs):
         (request,) = [r for r in reqs if r.id == scores.id]
         prefix, expected, counts = reference_scores(reference, request)
