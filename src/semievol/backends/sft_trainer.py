@@ -258,9 +258,8 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
             arguments |= self._run_shared(model, inputs, n_shared)
         n_columns = labels.shape[1] - n_shared
         if self._takes_columns:
-            arguments["logits_to_keep"] = torch.arange(
-                -n_keep, -1, device=labels.device
-            )  # what is left out is in front
+            # From the end: the last layer may have left out columns in front.
+            arguments["logits_to_keep"] = torch.arange(-n_keep, -1, device=labels.device)
         with self._only_last(n_keep, n_columns):
             logits = model(**arguments).logits
         if not self._takes_columns:
