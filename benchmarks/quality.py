@@ -9,7 +9,8 @@ DATA_FOLDER holds `semievol/{fpb,arc,pubmedqa,usmle,mmlu}/{labeled,unlabeled,tes
 SemiEvol released) and `banking77/{train,test}.csv`. The docstrings need no files. A cell is a task with a number of
 labelled rows; a draw is a seed for which labelled and unlabelled rows are drawn anew (the test rows stay the same,
 save for the docstrings). Finished runs are not run again, so an interrupted call goes on; more arms or draws are added
-to what is there. Each cell is a comparison under `runs/quality/<cell>/`, with its own report and tables.
+to what is there. Each cell is a comparison under `runs/quality/<cell>/`, with its own report and tables; those over all
+cells are in `runs/quality/tables.md` (quality_tables.py).
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import prepare_banking77
+from quality_tables import read_cells, tables
 
 from semievol.compare_report import write_compare_report
 from semievol.comparing import compare
@@ -111,6 +113,8 @@ def main() -> None:
             reporter=ConsoleReporter(),
         )
         print(f"{name}: {write_compare_report(folder)}", flush=True)
+    (arguments.output_dir / "tables.md").write_text(tables(read_cells(arguments.output_dir)) + "\n", encoding="utf-8")
+    print(f"tables of all cells: {arguments.output_dir / 'tables.md'}")
 
 
 def authors_csv(task: str, *, unlabeled: str = "unlabeled", **limits: float) -> Callable[[Path], Raw]:

@@ -1,0 +1,100 @@
+"""Markdown tables over all cells of benchmarks/quality.py, from the results.json of each.
+
+python benchmarks/quality_tables.py [FOLDER]          # default runs/quality
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Results = Mapping[str, Any]
+"""The results.json of a comparison."""
+
+
+def main() -> None:
+    """Print the tables of all comparisons in a folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/quality"))
+    print(tables(read_cells(parser.parse_args().folder)))
+
+
+def read_cells(folder: Path) -> dict[str, Results]:
+    """The results of each cell that has a report."""
+    return {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/results.json"))
+    }
+
+
+def tables(cells: Mapping[str, Results]) -> str:
+    """Accuracy of every arm, its difference to the reference, and what each part of the method adds, by cell."""
+    parts = [
+        "Accuracy in % (runs a cell: "
+        + ", ".join(f"{name} {max(_n_runs(results), default=0)}" for name, results in cells.items())
+        + ")",
+        _table(cells, [_arm_row(arm, label, cells, _accuracy) for arm, label in _arms(cells)]),
+        "Difference to the reference in points, with 95% intervals",
+        _table(cells, [_arm_row(arm, label, cells, _difference) for arm, label in _arms(cells)]),
+        "What the method gains over itself without a part, in points, with 95% intervals",
+        _table(cells, [_arm_row(arm, label, cells, _part) for arm, label in _arms(cells)]),
+        "Share of right pseudo-labels of the method in %: of all, of the half with the lowest mean NLL",
+        _table(cells, [["SemiEvol", *(_precision(results) for results in cells.values())]]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _n_runs(results: Results) -> list[int]:
+    return [len(entry["by_run"]) for entry in results["arms"] if entry["status"] == "done"]
+
+
+def _arms(cells: Mapping[str, Results]) -> list[tuple[str, str]]:
+    found: dict[str, str] = {}
+    for results in cells.values():
+        for entry in results["arms"]:
+            found.setdefault(entry["arm"], entry["label"])
+    return list(found.items())
+
+
+def _arm_row(arm: str, label: str, cells: Mapping[str, Results], value: Any) -> list[str]:
+    return [label, *(value(arm, results) for results in cells.values())]
+
+
+def _accuracy(arm: str, results: Results) -> str:
+    entry = next((e for e in results["arms"] if e["arm"] == arm), None)
+    if entry is None:
+        return ""
+    return f"{100 * entry['value']:.1f}" if entry["status"] == "done" else entry["status"]
+
+
+def _difference(arm: str, results: Results) -> str:
+    found = next((d for d in results["differences"] if d["arm"] == arm), None)
+    return "" if found is None else _interval(found)
+
+
+def _part(arm: str, results: Results) -> str:
+    found = next((d for d in results["parts"] if d["reference"] == arm), None)
+    return "" if found is None else _interval(found)
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    value, low, high = (round(100 * found[key], 1) + 0.0 for key in ("difference", "ci_low", "ci_high"))  # no -0.0
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _precision(results: Results) -> str:
+    entry = next((e for e in results["arms"] if e["arm"] == results["main"]), {})
+    signal = next((s for s in entry.get("signals") or () if s["signal"] == "mean_nll"), None)
+    if signal is None:
+        return ""
+    risk = next(risk for coverage, risk in signal["curve"] if coverage >= 0.5)
+    return f"{100 * (1 - signal['error']):.1f}, {100 * (1 - risk):.1f}"
+
+
+def _table(cells: Mapping[str, Results], rows: Sequence[Sequence[str]]) -> str:
+    lines = [["", *cells], ["---"] * (len(cells) + 1), *(row for row in rows if any(row[1:]))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
