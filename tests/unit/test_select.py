@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ def make_label(name: str, probability: float, agreement: float = 1.0, source="co
     return PseudoLabel(name, "A", "Answer: A", source, agreement, mean_nll=1 - probability, max_probability=probability)
 
 
-def select_labels(folder: Path, labels: list[PseudoLabel], **changes) -> tuple[dict, list[str], dict[str, str]]:
+def select_labels(
+    folder: Path, labels: list[PseudoLabel], *, reporter: SilentReporter | None = None, **changes
+) -> tuple[dict, list[str], dict[str, str]]:
     """Statistics, ids kept, and the reason for each id dropped."""
     data = {"labeled": "l.csv", "unlabeled": "u.csv"}
     config = parse_config({"output_dir": str(folder), "data": data, **FAKE, "select": changes})
-    ctx = StageContext(config, RunDir(folder), select.STAGE, Backends(config), SilentReporter())
+    ctx = StageContext(config, RunDir(folder), select.STAGE, Backends(config), reporter or SilentReporter())
     ctx.run_dir.write_records("round-1/justify/pseudo_labels", labels, PseudoLabel)
     stats = select.run(ctx)
     kept = [x.example_id for x in ctx.run_dir.read_records("round-1/select/kept", PseudoLabel)]
@@ -111,3 +114,27 @@ def test_select_keeps_no_row_below_a_minimum_and_the_surest_of_the_rest(rows, co
     assert len(kept) >= fraction * len(passing) - 1e-9
     left = [x.mean_nll for x in passing if x not in kept]
     assert not left or max(x.mean_nll for x in kept) < min(left)
+
+
+def test_an_answer_that_the_selection_takes_out_is_said(tmp_path):
+    labels = [make_label(f"a{i}", 0.9 + i / 1000) for i in range(40)]
+    labels += [replace(make_label(f"b{i}", 0.6 + i / 1000), answer="B") for i in range(20)]
+    labels += [replace(make_label(f"c{i}", 0.5), answer="C") for i in range(5)]  # too few to tell
+    notes = []
+    reporter = SilentReporter()
+    reporter.note = notes.append
+    select_labels(tmp_path / "half", labels, reporter=reporter)
+    assert notes == [
+        "select: 'B' is the answer of 20 of 65 pseudo-labels and of 0 of the 33 kept ones: training on these may "
+        "unlearn it; raise select.keep_fraction (1 keeps all)"
+    ]
+    threshold = RunDir(tmp_path / "half").read_json("round-1/select/threshold")
+    assert threshold["scarce"] == {"B": [20, 0]}
+    notes.clear()
+    select_labels(tmp_path / "all", labels, reporter=reporter, keep_fraction=1)
+    assert notes == []
+
+
+@pytest.mark.parametrize(("n_kept", "expected"), [(3, {"B": (20, 3)}), (4, {})])
+def test_an_answer_is_scarce_below_a_fifth_of_its_share(n_kept, expected):
+    assert select.find_scarce({"A": 80, "B": 20}, {"A": 100 - n_kept, "B": n_kept}) == expected

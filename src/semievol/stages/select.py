@@ -8,11 +8,15 @@ it entropy (arXiv:2410.14745, Eq. 6); it is a property of the one answer chosen.
 percentile (Eq. 7) over the rows it applies to, so it adapts to the model and the task; it is not quality control.
 Absolute minima (`select.min_confidence`, `select.min_agreement`) come first and hold for every row; the percentile is
 then taken over those that are left. They may leave nothing.
+
+One threshold for all answers keeps those that the model finds easy: where it is surer of a frequent class than of a
+rare one, the rare one may be gone from what is kept, however right its labels were. The stage says so.
 """
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +26,11 @@ from semievol.errors import DataError
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.types import Dropped, PseudoLabel
 from semievol.uncertainty import is_ranked, uncertainty
+
+FEWEST_ROWS = 10
+"""Pseudo-labels that an answer needs before its absence among the kept ones says anything."""
+SCARCE = 0.2
+"""Share among the kept labels, as a part of the share among all, below which an answer counts as lost."""
 
 
 class Threshold(NamedTuple):
@@ -78,6 +87,16 @@ def below_minimum(label: PseudoLabel, config: SelectConfig) -> Dropped | None:
     return None
 
 
+def find_scarce(n_all: Mapping[str, int], n_kept: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Answers that the selection all but took out, with how many labels they have in all and among the kept ones."""
+    total, kept = sum(n_all.values()), sum(n_kept.values())
+    return {
+        answer: (n, n_kept.get(answer, 0))
+        for answer, n in sorted(n_all.items())
+        if n >= FEWEST_ROWS and n_kept.get(answer, 0) * total < SCARCE * n * kept
+    }
+
+
 def run(ctx: StageContext) -> StageStats:
     """Two passes: find the threshold, then write both sides."""
     config = ctx.config.select
@@ -104,10 +123,19 @@ def run(ctx: StageContext) -> StageStats:
         raise DataError("select: no pseudo-labels to choose from; justify/dropped and propagate/failed say why")
     if n_kept == 0:
         ctx.reporter.note("select: no pseudo-label reaches select.min_confidence and select.min_agreement")
+    scarce: dict[str, tuple[int, int]] = {}
+    if ctx.config.task.type in ("choice", "label"):
+        n_of_kept = Counter(x.answer for x in labels() if not reason_to_drop(x, threshold, config))
+        scarce = find_scarce(Counter(x.answer for x in labels()), n_of_kept)
+    for answer, (n, n_left) in scarce.items():
+        ctx.reporter.note(
+            f"select: {answer!r} is the answer of {n} of {n_kept + n_dropped} pseudo-labels and of {n_left} of the "
+            f"{n_kept} kept ones: training on these may unlearn it; raise select.keep_fraction (1 keeps all)"
+        )
     stats = {"n_kept": n_kept, "n_dropped": n_dropped, "signal": config.signal, **threshold._asdict()}
     if n_unmeasured:
         stats["n_unmeasured"] = n_unmeasured
-    ctx.write_json("select/threshold", stats)
+    ctx.write_json("select/threshold", stats | {"scarce": scarce})
     return stats
 
 
