@@ -72,24 +72,15 @@ def test_calls_overlap_and_are_taken_in_their_order(standin):
         assert list(generator.score_choices(scored)) != []
 
 
-@pytest.mark.parametrize("kill_at", [{1}, {3, 4, 9}, {2, 5, 8, 10, 12}])
-def test_dead_replicas_change_no_answer_and_cost_a_shard_each(standin, kill_at):
-    ray = standin(kill_at=kill_at)
+@pytest.mark.parametrize("lost_at", [{1}, {3, 4, 9}, {2, 5, 8, 10, 12}])
+@pytest.mark.parametrize("how", ["kill_at", "hang_at"])
+def test_lost_replicas_change_no_answer_and_cost_a_shard_each(standin, how, lost_at):
+    ray = standin(**{how: lost_at})
     reqs = fake_requests()
-    with open_generator(ray_config(max_attempts=6), FAKE_MODEL) as generator:
+    with open_generator(ray_config(max_attempts=6, shard_timeout_seconds=0.2), FAKE_MODEL) as generator:
         assert list(generator.generate(reqs, SAMPLING)) == in_shards(FakeGeneratorConfig(), FAKE_MODEL, reqs, 4)
-    assert ray.n_answers == 10 + len(kill_at)
-    assert len(ray.actors) == 2 + len(kill_at)
-
-
-@pytest.mark.parametrize("hang_at", [{1}, {3, 4, 9}])
-def test_hung_replicas_are_ended_and_their_shards_go_to_others(standin, hang_at):
-    ray = standin(hang_at=hang_at)
-    reqs = fake_requests()
-    with open_generator(ray_config(shard_timeout_seconds=0.2), FAKE_MODEL) as generator:
-        assert list(generator.generate(reqs, SAMPLING)) == in_shards(FakeGeneratorConfig(), FAKE_MODEL, reqs, 4)
-    assert ray.n_answers == 10 + len(hang_at)
-    assert len(ray.actors) == 2 + len(hang_at)
+    assert ray.n_answers == 10 + len(lost_at)
+    assert len(ray.actors) == 2 + len(lost_at)
 
 
 def test_shard_that_hangs_every_replica_ends_the_run(standin):

@@ -104,9 +104,15 @@ def run(ctx: StageContext) -> StageStats:
     def labels() -> Iterator[PseudoLabel]:
         return ctx.read("justify/pseudo_labels", PseudoLabel)
 
-    ranked = array(
-        "d", (uncertainty(x, config) for x in labels() if is_ranked(x, config) and below_minimum(x, config) is None)
-    )
+    is_closed = ctx.config.task.type in ("choice", "label")
+    n_of_answer: Counter[str] = Counter()
+    n_of_kept: Counter[str] = Counter()
+    ranked = array("d")
+    for label in labels():
+        if is_closed:
+            n_of_answer[label.answer] += 1
+        if is_ranked(label, config) and below_minimum(label, config) is None:
+            ranked.append(uncertainty(label, config))
     threshold = find_threshold(ranked, config)
     n_unmeasured = sum(x == math.inf for x in ranked)
     if ranked and n_unmeasured == len(ranked):
@@ -116,17 +122,22 @@ def run(ctx: StageContext) -> StageStats:
         )
     if threshold.uncertainty == math.inf:  # all that could be measured is surer than what could not
         threshold = threshold._replace(uncertainty=max(x for x in ranked if x < math.inf))
-    n_kept = ctx.write("select/kept", (x for x in labels() if not reason_to_drop(x, threshold, config)), PseudoLabel)
+
+    def kept() -> Iterator[PseudoLabel]:
+        for label in labels():
+            if reason_to_drop(label, threshold, config) is None:
+                if is_closed:
+                    n_of_kept[label.answer] += 1
+                yield label
+
+    n_kept = ctx.write("select/kept", kept(), PseudoLabel)
     dropped = (reason for x in labels() if (reason := reason_to_drop(x, threshold, config)))
     n_dropped = ctx.write("select/dropped", dropped, Dropped)
     if n_kept + n_dropped == 0:
         raise DataError("select: no pseudo-labels to choose from; justify/dropped and propagate/failed say why")
     if n_kept == 0:
         ctx.reporter.note("select: no pseudo-label reaches select.min_confidence and select.min_agreement")
-    scarce: dict[str, tuple[int, int]] = {}
-    if ctx.config.task.type in ("choice", "label"):
-        n_of_kept = Counter(x.answer for x in labels() if not reason_to_drop(x, threshold, config))
-        scarce = find_scarce(Counter(x.answer for x in labels()), n_of_kept)
+    scarce = find_scarce(n_of_answer, n_of_kept)
     for answer, (n, n_left) in scarce.items():
         ctx.reporter.note(
             f"select: {answer!r} is the answer of {n} of {n_kept + n_dropped} pseudo-labels and of {n_left} of the "
