@@ -7,10 +7,10 @@ row with the same text; ties are broken by id, so the result does not depend on 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
 
 import numpy as np
 
+from semievol.answer_windows import cut_windows
 from semievol.backends.base import Retriever, Tokens
 from semievol.errors import ArtifactError
 from semievol.prompts import PromptBuilder
@@ -71,8 +71,7 @@ def retrieve(
     def text(row_id: str) -> str:
         return _comparable(by_id.get(row_id))
 
-    rows = iter(unlabeled)
-    while block := list(islice(rows, BLOCK)):
+    for block in cut_windows(unlabeled, BLOCK):
         found = retriever.search([e.question for e in block], k + 1)
         for example, neighbours in zip(block, found, strict=True):
             own = _comparable(example)

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from semievol.backends.caches import SharedPrefix, Starts, cut_rows, has_full_attention, join_caches
 from semievol.backends.last_layer import LastLayer
@@ -99,7 +98,11 @@ class CausalLm:
 
         Sample s draws its t-th token by inverse CDF from `s.uniforms[t]` over the vocabulary in the order of its ids.
         """
-        order, logits, cache, mask = self._prefill(prompts)
+        starts = self._run_starts(prompts)
+        parts = self._passes([len(p) for p in prompts], starts)
+        logits, cache, columns = self._run(prompts, parts, starts)
+        order = [i for part in parts for i in part]
+        mask = torch.from_numpy(columns).to(self._model.device)
         positions = torch.tensor([[len(prompts[i]) - 1] for i in order], device=mask.device)
         rows = [list(samples[i]) for i in order]
         while True:
@@ -142,10 +145,12 @@ class CausalLm:
         suffixes = [[*row.prompt[n:], *row.tokens] for row, n in zip(own, done, strict=True)]
         ids, mask, positions = self._left_pad(suffixes, done, before)
         keep = 1 + max(len(row.tokens) for row in own)
-        attention = mask
+        attention = torch.from_numpy(mask)
         if any(row.parents != tuple(range(-1, len(row.parents) - 1)) for row in own):  # not all tries are chains
             attention, positions = self._trie_mask(own, mask, ids.shape[1]), _trie_positions(own, positions, done)
-        logits, _ = self._forward(ids, attention, positions, cache, keep=keep, use_cache=cache is not None)
+        logits, _ = self._forward(
+            ids, attention.to(ids.device), positions, cache, keep=keep, use_cache=cache is not None
+        )
         # The column before the first node predicts what place -1 asks for.
         asked = [
             [(keep - len(row.tokens) + at, token) for at, token in queries[i]] for i, row in zip(part, own, strict=True)
@@ -160,16 +165,9 @@ class CausalLm:
             for nodes, parents in cut_trie(trie, max_nodes)
         ]
 
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> "tuple[list[int], Tensor, Cache, Tensor]":
-        """Run the prompts: places in the order of the rows; logits of the last column (rows, 1, vocab), cache, mask."""
-        starts = self._run_starts(prompts)
-        parts = self._passes([len(p) for p in prompts], starts)
-        logits, cache, mask = self._run(prompts, parts, starts)
-        return [i for part in parts for i in part], logits, cache, mask
-
     def _run(
         self, prompts: Sequence[Sequence[int]], parts: Sequence[Sequence[int]], starts: Starts
-    ) -> "tuple[Tensor, Cache, Tensor]":
+    ) -> "tuple[Tensor, Cache, NDArray[np.int64]]":
         """Logits of the last column (rows, 1, vocab), cache and mask of the prompts in `parts`, a pass each."""
         runs = []
         for part in parts:
@@ -178,12 +176,13 @@ class CausalLm:
             ids, mask, positions = self._left_pad(
                 [prompts[i][n:] for i, n in zip(part, done, strict=True)], done, before
             )
-            runs.append((*self._forward(ids, mask, positions, cache, keep=1), mask))
+            shown = torch.from_numpy(mask).to(ids.device)
+            runs.append((*self._forward(ids, shown, positions, cache, keep=1), mask))
         if len(runs) == 1:
             return runs[0]
         width = max(mask.shape[1] for _, _, mask in runs)
-        masks = [pad(mask, (width - mask.shape[1], 0)) for _, _, mask in runs]
-        return torch.cat([logits for logits, _, _ in runs]), join_caches([c for _, c, _ in runs]), torch.cat(masks)
+        masks = [np.pad(mask, ((0, 0), (width - mask.shape[1], 0))) for _, _, mask in runs]
+        return torch.cat([logits for logits, _, _ in runs]), join_caches([c for _, c, _ in runs]), np.concatenate(masks)
 
     def _run_starts(self, prompts: Sequence[Sequence[int]]) -> Starts:
         """Run what all or some of `prompts` start with; at least one token of each is left for its row."""
@@ -195,9 +194,10 @@ class CausalLm:
         groups = [g for g in group_by_start(prompts, skip=n_prefix) if len(g.prompts) > 1 and g.n_tokens > n_prefix]
         if groups:
             shared = [prompts[g.prompts[0]][: g.n_tokens] for g in groups]
-            parts = self._passes([len(ids) for ids in shared], Starts(prefix, len(shared)))
-            _, cache, mask = self._run(shared, parts, Starts(prefix, len(shared)))
-            starts.add([groups[at] for part in parts for at in part], cache, mask.cpu().numpy())
+            before = Starts(prefix, len(shared))
+            parts = self._passes([len(ids) for ids in shared], before)
+            _, cache, mask = self._run(shared, parts, before)
+            starts.add([groups[at] for part in parts for at in part], cache, mask)
         return starts
 
     def _passes(self, lengths: Sequence[int], starts: Starts, *, max_rows: int | None = None) -> list[list[int]]:
@@ -235,8 +235,10 @@ class CausalLm:
 
     def _left_pad(
         self, suffixes: Sequence[Sequence[int]], done: Sequence[int], before: NDArray[np.int64]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, NDArray[np.int64], Tensor]:
         """Ids and positions (rows, columns) and the mask (rows, before + columns) of rows that end at one column.
+
+        The mask stays on the host, where a trie is written into it.
 
         `done[i]` tokens of row i stand before its suffix, in columns of the mask `before`.
         """
@@ -250,7 +252,7 @@ class CausalLm:
         device = self._model.device
         return (
             torch.from_numpy(ids).to(device),
-            torch.from_numpy(np.concatenate([before, own], axis=1)).to(device),
+            np.concatenate([before, own], axis=1),
             torch.from_numpy(positions).to(device),
         )
 
@@ -269,7 +271,7 @@ class CausalLm:
         if length < MIN_SHARED_START:
             return None
         ids, mask, positions = self._left_pad([prompts[0][:length]], [0], np.ones((1, 0), dtype=np.int64))
-        _, cache = self._forward(ids, mask, positions, None, keep=1)
+        _, cache = self._forward(ids, torch.from_numpy(mask).to(ids.device), positions, None, keep=1)
         self._prefix = SharedPrefix(prompts[0][:length], cache)
         return self._prefix
 
@@ -307,22 +309,22 @@ class CausalLm:
             going_on += by_token.values()
         return parents, going_on
 
-    def _trie_mask(self, rows: Sequence[TrieRow], mask: Tensor, width: int) -> Tensor:
+    def _trie_mask(self, rows: Sequence[TrieRow], mask: NDArray[np.int64], width: int) -> Tensor:
         """Who sees whom, (rows, 1, width, columns of `mask`): causal over the prompt, ancestors within the trie."""
         n_columns = mask.shape[1]
         skip = n_columns - width
-        visible = np.tri(width, n_columns, skip, dtype=bool) & mask.cpu().numpy().astype(bool)[:, None]
+        visible = np.tri(width, n_columns, skip, dtype=bool) & mask.astype(bool)[:, None]
         for at, row in enumerate(rows):
             n_nodes = len(row.tokens)
             if n_nodes:
                 visible[at, width - n_nodes :, n_columns - n_nodes :] = find_ancestors(row.parents)
         # Padding columns see themselves: a row of a softmax without any entry is NaN.
         visible[:, np.arange(width), skip + np.arange(width)] = True
-        seen = torch.from_numpy(visible).to(mask.device)[:, None]
+        seen = torch.from_numpy(visible)[:, None]
         if self._attention == "sdpa":
             return seen
         dtype = self._model.dtype
-        return torch.where(seen, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
+        return torch.where(seen, torch.zeros((), dtype=dtype), torch.finfo(dtype).min)
 
 
 def _trie_positions(rows: Sequence[TrieRow], positions: Tensor, done: Sequence[int]) -> Tensor:

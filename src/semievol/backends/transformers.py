@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from typing_extensions import Self
 
+from semievol.answer_windows import cut_windows
 from semievol.backends.base import Usage
 from semievol.backends.choice_tries import ChoiceTries, make_completion
 from semievol.backends.decoding import CausalLm, Sample, draw_uniforms
@@ -310,8 +311,7 @@ class TransformersGenerator:
 
 def _windows(requests: Iterable[AnyRequest]) -> Iterator[list[AnyRequest]]:
     """Groups of requests to one model, out of WINDOW requests at a time, in the order of their first request."""
-    source = iter(requests)
-    while window := list(itertools.islice(source, WINDOW)):
+    for window in cut_windows(requests, WINDOW):
         groups: dict[ModelRef, list[AnyRequest]] = {}
         for request in window:
             groups.setdefault(request.model, []).append(request)

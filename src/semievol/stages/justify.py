@@ -15,9 +15,10 @@ answer; its confidence is measured as that of any other.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice, tee
+from itertools import tee
 from typing import NamedTuple
 
+from semievol.answer_windows import cut_windows
 from semievol.answering import (
     Vote,
     best_answer,
@@ -141,7 +142,7 @@ def settle_blocks(
 ) -> Iterator[list[tuple[Draft, PseudoLabel | Dropped]]]:
     """Final answers, block by block, so that memory does not grow with U; what a cascade settled is not judged."""
     config, size = ctx.config.justify, max(8 * WINDOW, ctx.backends.look_ahead or 0)
-    while block := list(islice(drafts, size)):
+    for block in cut_windows(drafts, size):
         unsure = [d for d in block if not d.candidates.by_cascade and needs_justification(d.vote, config)]
         verdicts = judge(ctx, unsure, prompts, model, text) if unsure else []
         by_id = {d.example.id: v for d, v in zip(unsure, verdicts, strict=True)}
