@@ -14,6 +14,8 @@ from speed_timing import Figure, Setting, median_ratio
 from semievol.answering import choice_request
 from semievol.backends.base import Tokens, open_generator, open_retriever, open_tokens
 from semievol.backends.hf import encode, open_model, open_tokenizer, render_prompt, render_prompt_ids, stop_ids
+from semievol.backends.shared_starts import group_by_start
+from semievol.backends.tries import common_length
 from semievol.config import ModelConfig, TaskConfig, TransformersGeneratorConfig, parse_config
 from semievol.demo.tickets import generate_tickets
 from semievol.demonstrations import fit_demonstrations, retrieve
@@ -149,6 +151,7 @@ def measure_pseudo_labels(setting: Setting) -> list[Figure]:
         "exact_seconds": statistics.median(scored),
         "max_tokens": MAX_TOKENS,
         "released_batch": BASELINE_BATCH,
+        **shared_tokens(pool),
     }
     note = f"{len(pool.rows)} FPB rows, {K} demonstrations, n = {N_PASSES}, Pocket LM"
     ratios = (median_ratio(released, sampled), median_ratio(released, scored))
@@ -156,6 +159,20 @@ def measure_pseudo_labels(setting: Setting) -> list[Figure]:
         Figure(name, ratio, "x", bound, False, note, seconds)
         for name, ratio, bound in zip(names, ratios, (3, 10), strict=True)
     ]
+
+
+def shared_tokens(pool: Pool) -> dict[str, float]:
+    """Tokens of a prompt, how many of them all prompts start with, and the share of the rest that some start with."""
+    tokenizer = open_tokenizer(pool.model)
+    prompts = [render_prompt_ids(tokenizer, messages) for messages in pool.prompts()]
+    n_all, n_common = sum(map(len, prompts)), common_length(prompts)
+    groups = group_by_start(prompts, skip=n_common)
+    saved = sum((len(group.prompts) - 1) * (group.n_tokens - n_common) for group in groups)
+    return {
+        "mean_prompt_tokens": round(n_all / len(prompts), 1),
+        "shared_by_all": n_common,
+        "rest_shared_by_some": round(saved / (n_all - n_common * (len(prompts) - 1)), 3),
+    }
 
 
 def label_as_released(pool: Pool) -> None:

@@ -148,9 +148,8 @@ class CausalLm:
         attention = torch.from_numpy(mask)
         if any(row.parents != tuple(range(-1, len(row.parents) - 1)) for row in own):  # not all tries are chains
             attention, positions = self._trie_mask(own, mask, ids.shape[1]), _trie_positions(own, positions, done)
-        logits, _ = self._forward(
-            ids, attention.to(ids.device), positions, cache, keep=keep, use_cache=cache is not None
-        )
+        seen = attention.to(ids.device)
+        logits, _ = self._forward(ids, seen, positions, cache, keep=keep, use_cache=cache is not None)
         # The column before the first node predicts what place -1 asks for.
         asked = [
             [(keep - len(row.tokens) + at, token) for at, token in queries[i]] for i, row in zip(part, own, strict=True)
