@@ -540,7 +540,7 @@ class TrlTrainerConfig(Section):
     max_length: int = Field(1024, gt=0)
     """Longest training example in tokens; longer ones are refused before the first step, never cut silently."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 on a GPU that has it, else fp32."""
+    """auto: bf16 on a GPU or CPU that has instructions for it, else fp32. What is trained stays in fp32."""
     activation_checkpointing: bool = False
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the training rows held out (paper: 0, released code: 0.05)."""

@@ -34,7 +34,9 @@ def make_rows(n: int) -> list[SftRow]:
 
 def make_config(**changes) -> TrlTrainerConfig:
     small = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "r": 4, "logging_steps": 1}
-    return TrlTrainerConfig(**{**small, "num_train_epochs": 2, "learning_rate": 1e-3, "eval_fraction": 0.2, **changes})
+    return TrlTrainerConfig(
+        **{**small, "num_train_epochs": 2, "learning_rate": 1e-3, "eval_fraction": 0.2, "precision": "fp32", **changes}
+    )
 
 
 def fit(path, output_dir, *, rows, progress=None, **changes) -> FitReport:

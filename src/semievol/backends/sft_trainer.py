@@ -12,8 +12,8 @@ last hidden states with the output embedding, which leaves out what some models 
 
 import inspect
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch.distributed.tensor import DTensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -145,6 +146,23 @@ def train_job(job: SftJob) -> SftOutcome:
     )
 
 
+class Float32Attention(TorchFunctionMode):
+    """Within, attention runs in float32 whatever autocast says: torch's bf16 gradient of it is slow on a CPU."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`, with floating-point tensors converted where it is the attention."""
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            return func(*map(_to_float32, args), **{name: _to_float32(value) for name, value in (kwargs or {}).items()})
+
+
+def _to_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
 class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no types
     """SFTTrainer whose loss is the mean NLL of the completion tokens of the whole accumulated batch.
 
@@ -202,6 +220,14 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
             n_rows += len(inputs["input_ids"])
         total, n_tokens = self.accelerator.gather(sums[None]).sum(dim=0).tolist()
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": total / n_tokens}, n_rows)
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        """What a forward pass runs in: on a CPU one autocast for all of a batch, so each weight is converted once."""
+        stack: ExitStack = super().compute_loss_context_manager()
+        if self.args.bf16 and self.args.device.type == "cpu":
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+            stack.enter_context(Float32Attention())
+        return stack
 
     def compute_loss(
         self,
