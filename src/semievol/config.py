@@ -807,6 +807,10 @@ class SelectConfig(Section):
     sample_entropy (entropy of the answers of the configurations) need no log-probabilities."""
     keep_fraction: float = Field(0.5, gt=0, le=1)
     """theta: share of the rows that the threshold is taken over which is kept (paper 0.5, released 0.3)."""
+    per_answer: bool = False
+    """Whether theta is kept of the rows of each predicted answer, by thresholds of their own, as in class-balanced
+    self-training (arXiv:1810.07911): for classes that are unbalanced or of unequal difficulty. Closed answer sets only.
+    false: one threshold for all (paper and released)."""
     apply_to: Literal["all", "justified"] = "all"
     """all: the threshold is over U (paper, Eq. 7); justified: consensus rows are all kept, the threshold is over
     the rest (released)."""
@@ -818,6 +822,11 @@ class SelectConfig(Section):
     minimum."""
     prompt: Literal["plain", "justify"] = "plain"
     """Prompt under which the confidence is taken: the question alone (paper) or the justification prompt (released)."""
+
+    def lasting(self) -> dict[str, Any]:
+        """`per_answer` only where it is set: it came later, and selections without it are what they were."""
+        found = super().lasting()
+        return found if self.per_answer else {name: value for name, value in found.items() if name != "per_answer"}
 
 
 class EvolveConfig(StageTrainingConfig):
@@ -962,6 +971,8 @@ class RunConfig(Section):
             )
         if self.select.min_confidence is not None and self.task.type not in ("choice", "label"):
             raise ValueError(f"select.min_confidence needs a closed answer set, but task.type is {self.task.type}")
+        if self.select.per_answer and self.task.type not in ("choice", "label"):
+            raise ValueError(f"select.per_answer needs a closed answer set, but task.type is {self.task.type}")
         if self.generator.type == "ray" and self.model.device not in ("auto", "cpu", "cuda"):
             raise ValueError(
                 f"model.device: {self.model.device} names one device, but generator.type: ray gives each replica its "

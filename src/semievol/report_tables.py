@@ -111,6 +111,8 @@ class RoundLine(NamedTuple):
     agreement: float | None
     sources: str
     rule: str
+    scarce: str
+    """Answers that the selection all but took out; empty where there are none."""
 
 
 class CostLine(NamedTuple):
@@ -260,6 +262,10 @@ def round_lines(entries: Sequence[Mapping[str, Any]], *, keep_fraction: float, a
             e["mean_agreement"],
             ", ".join(f"{n:,} {source}" for source, n in e["n_by_source"].items()),
             _rule(e.get("threshold"), keep_fraction, apply_to),
+            ", ".join(
+                f"{answer} ({n_kept:,} of {n:,} labels kept)"
+                for answer, (n, n_kept) in ((e.get("threshold") or {}).get("scarce") or {}).items()
+            ),
         )
         for e in entries
     ]
@@ -313,6 +319,10 @@ def _rule(threshold: Mapping[str, Any] | None, keep_fraction: float, apply_to: s
         if threshold["signal"] in ("mean_nll", "entropy", "sample_entropy")
         else "\N{GREATER-THAN OR EQUAL TO}"
     )
-    limit = f"{SIGNALS[threshold['signal']]} {sign} {abs(threshold['uncertainty']):.4g}"
-    rule = f"{limit}, the surest {100 * keep_fraction:.4g}% of {whose}"
+    cuts = [t["uncertainty"] for t in threshold.get("by_answer", {}).values() if t["uncertainty"] is not None]
+    ends = (min(cuts), max(cuts)) if cuts else (threshold["uncertainty"],)
+    limits = dict.fromkeys(f"{abs(x):.4g}" for x in ends)
+    limit = f"{SIGNALS[threshold['signal']]} {sign} {' to '.join(limits)}"
+    of_each = " of each answer" if cuts else ""
+    rule = f"{limit}, the surest {100 * keep_fraction:.4g}% of {whose}{of_each}"
     return rule if apply_to == "all" else f"consensus, or {rule}"

@@ -126,7 +126,7 @@ def test_an_answer_that_the_selection_takes_out_is_said(tmp_path):
     select_labels(tmp_path / "half", labels, reporter=reporter)
     assert notes == [
         "select: 'B' is the answer of 20 of 65 pseudo-labels and of 0 of the 33 kept ones: training on these may "
-        "unlearn it; raise select.keep_fraction (1 keeps all)"
+        "unlearn it; set select.per_answer, or raise select.keep_fraction (1 keeps all)"
     ]
     threshold = RunDir(tmp_path / "half").read_json("round-1/select/threshold")
     assert threshold["scarce"] == {"B": [20, 0]}
@@ -138,3 +138,68 @@ def test_an_answer_that_the_selection_takes_out_is_said(tmp_path):
 @pytest.mark.parametrize(("n_kept", "expected"), [(3, {"B": (20, 3)}), (4, {})])
 def test_an_answer_is_scarce_below_a_fifth_of_its_share(n_kept, expected):
     assert select.find_scarce({"A": 80, "B": 20}, {"A": 100 - n_kept, "B": n_kept}) == expected
+
+
+def two_answers() -> list[PseudoLabel]:
+    """40 labels A that are surer than the 20 B."""
+    labels = [make_label(f"a{i}", 0.9 + i / 1000) for i in range(40)]
+    return labels + [replace(make_label(f"b{i}", 0.6 + i / 1000), answer="B") for i in range(20)]
+
+
+def test_select_per_answer_keeps_theta_of_each_answer(tmp_path):
+    stats, kept, dropped = select_labels(tmp_path, two_answers(), per_answer=True, keep_fraction=0.25)
+    assert kept == [f"a{i}" for i in range(30, 40)] + [f"b{i}" for i in range(15, 20)]
+    assert set(dropped.values()) == {"not confident enough"}
+    assert (stats["n_ranked"], stats["uncertainty"]) == (60, pytest.approx(1 - 0.615))
+    threshold = RunDir(tmp_path).read_json("round-1/select/threshold")
+    assert threshold["scarce"] == {}
+    assert threshold["by_answer"] == {
+        "A": {"uncertainty": pytest.approx(1 - 0.93), "n_ranked": 40},
+        "B": {"uncertainty": pytest.approx(1 - 0.615), "n_ranked": 20},
+    }
+
+
+def test_select_per_answer_comes_after_the_minima_and_leaves_consensus_rows_alone(tmp_path):
+    labels = [
+        make_label("sure", 0.9, source="justified"),
+        make_label("unsure", 0.8, source="justified"),
+        make_label("low", 0.3, source="justified"),
+        make_label("agreed", 0.5),
+        replace(make_label("other", 0.4, source="justified"), answer="B"),
+    ]
+    _, kept, dropped = select_labels(tmp_path, labels, per_answer=True, apply_to="justified", min_confidence=0.35)
+    assert kept == ["sure", "agreed", "other"]
+    assert dropped == {"unsure": "not confident enough", "low": "probability below the minimum"}
+
+
+def test_select_per_answer_drops_an_answer_that_could_not_be_measured(tmp_path):
+    labels = [*two_answers(), *(replace(make_label(f"c{i}", 0.5), answer="C", mean_nll=None) for i in range(3))]
+    stats, kept, dropped = select_labels(tmp_path, labels, per_answer=True)
+    assert (len(kept), stats["n_unmeasured"]) == (30, 3)
+    assert {dropped[f"c{i}"] for i in range(3)} == {"confidence not measurable"}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ABC"), st.floats(0.01, 1)), min_size=1, max_size=30),
+    st.floats(0.05, 1),
+)
+def test_select_per_answer_is_the_selection_of_each_answer_alone(tmp_path_factory, rows, fraction):
+    labels = [replace(make_label(f"r{i}", p), answer=answer) for i, (answer, p) in enumerate(rows)]
+    settings = {"keep_fraction": fraction}
+    _, kept, _ = select_labels(tmp_path_factory.mktemp("all"), labels, per_answer=True, **settings)
+    alone = []
+    for answer in sorted({x.answer for x in labels}):
+        of_it = [x for x in labels if x.answer == answer]
+        alone += select_labels(tmp_path_factory.mktemp(answer), of_it, **settings)[1]
+    assert sorted(kept) == sorted(alone)
+
+
+def test_select_per_answer_needs_a_closed_set():
+    raw = {"data": {"path": "x.csv"}, "task": {"type": "span"}, "select": {"per_answer": True}}
+    with pytest.raises(ConfigError, match=r"select.per_answer needs a closed answer set, but task.type is span"):
+        parse_config(raw)
+
+
+def test_select_per_answer_counts_for_the_fingerprint_only_where_it_is_set():
+    assert "per_answer" not in SelectConfig().lasting()
+    assert SelectConfig(per_answer=True).lasting() == SelectConfig().lasting() | {"per_answer": True}

@@ -10,12 +10,13 @@ Absolute minima (`select.min_confidence`, `select.min_agreement`) come first and
 then taken over those that are left. They may leave nothing.
 
 One threshold for all answers keeps those that the model finds easy: where it is surer of a frequent class than of a
-rare one, the rare one may be gone from what is kept, however right its labels were. The stage says so.
+rare one, the rare one may be gone from what is kept, however right its labels were. The stage says so. With
+`select.per_answer` each predicted answer has a threshold of its own, over the rows that have this answer.
 """
 
 import math
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -43,12 +44,20 @@ class Threshold(NamedTuple):
     """Rows that the percentile was taken over."""
 
 
+NO_THRESHOLD = Threshold(None, 0)
+
+
 def find_threshold(values: Sequence[float], config: SelectConfig) -> Threshold:
-    """The `keep_fraction` quantile of `values`; one of the values, so ties at the threshold are all kept."""
-    if not values:
-        return Threshold(None, 0)
+    """The `keep_fraction` quantile of `values`; one of the values, so ties at the threshold are all kept.
+
+    Where it falls among the infinite ones, which could not be measured, it is the largest finite one.
+    """
+    finite = [x for x in values if x < math.inf]
+    if not finite:
+        return Threshold(None, len(values))
     # inverted_cdf returns one of the values, never a point between two: the threshold is a real label.
-    return Threshold(float(np.quantile(np.array(values), config.keep_fraction, method="inverted_cdf")), len(values))
+    cut = float(np.quantile(np.array(values), config.keep_fraction, method="inverted_cdf"))
+    return Threshold(min(cut, max(finite)), len(values))
 
 
 def reason_to_drop(label: PseudoLabel, threshold: Threshold, config: SelectConfig) -> Dropped | None:
@@ -104,34 +113,39 @@ def run(ctx: StageContext) -> StageStats:
     def labels() -> Iterator[PseudoLabel]:
         return ctx.read("justify/pseudo_labels", PseudoLabel)
 
+    def whose(label: PseudoLabel) -> str:
+        return label.answer if config.per_answer else ""
+
     is_closed = ctx.config.task.type in ("choice", "label")
     n_of_answer: Counter[str] = Counter()
     n_of_kept: Counter[str] = Counter()
-    ranked = array("d")
+    ranked: dict[str, array[float]] = defaultdict(lambda: array("d"))
     for label in labels():
         if is_closed:
             n_of_answer[label.answer] += 1
         if is_ranked(label, config) and below_minimum(label, config) is None:
-            ranked.append(uncertainty(label, config))
-    threshold = find_threshold(ranked, config)
-    n_unmeasured = sum(x == math.inf for x in ranked)
-    if ranked and n_unmeasured == len(ranked):
+            ranked[whose(label)].append(uncertainty(label, config))
+    thresholds = {answer: find_threshold(values, config) for answer, values in sorted(ranked.items())}
+    n_ranked = sum(map(len, ranked.values()))
+    n_unmeasured = sum(x == math.inf for values in ranked.values() for x in values)
+    if n_ranked and n_unmeasured == n_ranked:
         raise DataError(
-            f"select: none of {len(ranked)} labels has a {config.signal} under the {config.prompt} prompt; "
+            f"select: none of {n_ranked} labels has a {config.signal} under the {config.prompt} prompt; "
             "select.signal: agreement or sample_entropy needs no log-probabilities"
         )
-    if threshold.uncertainty == math.inf:  # all that could be measured is surer than what could not
-        threshold = threshold._replace(uncertainty=max(x for x in ranked if x < math.inf))
+
+    def fate(label: PseudoLabel) -> Dropped | None:
+        return reason_to_drop(label, thresholds.get(whose(label), NO_THRESHOLD), config)
 
     def kept() -> Iterator[PseudoLabel]:
         for label in labels():
-            if reason_to_drop(label, threshold, config) is None:
+            if fate(label) is None:
                 if is_closed:
                     n_of_kept[label.answer] += 1
                 yield label
 
     n_kept = ctx.write("select/kept", kept(), PseudoLabel)
-    dropped = (reason for x in labels() if (reason := reason_to_drop(x, threshold, config)))
+    dropped = (reason for x in labels() if (reason := fate(x)))
     n_dropped = ctx.write("select/dropped", dropped, Dropped)
     if n_kept + n_dropped == 0:
         raise DataError("select: no pseudo-labels to choose from; justify/dropped and propagate/failed say why")
@@ -141,12 +155,18 @@ def run(ctx: StageContext) -> StageStats:
     for answer, (n, n_left) in scarce.items():
         ctx.reporter.note(
             f"select: {answer!r} is the answer of {n} of {n_kept + n_dropped} pseudo-labels and of {n_left} of the "
-            f"{n_kept} kept ones: training on these may unlearn it; raise select.keep_fraction (1 keeps all)"
+            f"{n_kept} kept ones: training on these may unlearn it; set select.per_answer, or raise "
+            "select.keep_fraction (1 keeps all)"
         )
-    stats = {"n_kept": n_kept, "n_dropped": n_dropped, "signal": config.signal, **threshold._asdict()}
+    largest = max((t.uncertainty for t in thresholds.values() if t.uncertainty is not None), default=None)
+    stats = {"n_kept": n_kept, "n_dropped": n_dropped, "signal": config.signal}
+    stats |= Threshold(largest, n_ranked)._asdict()
     if n_unmeasured:
         stats["n_unmeasured"] = n_unmeasured
-    ctx.write_json("select/threshold", stats | {"scarce": scarce})
+    by_answer = {answer: one._asdict() for answer, one in thresholds.items()}
+    ctx.write_json(
+        "select/threshold", stats | {"scarce": scarce} | ({"by_answer": by_answer} if config.per_answer else {})
+    )
     return stats
 
 
