@@ -113,6 +113,8 @@ class RoundLine(NamedTuple):
     rule: str
     scarce: str
     """Answers that the selection all but took out; empty where there are none."""
+    per_answer: bool
+    """Whether each answer had a threshold of its own."""
 
 
 class CostLine(NamedTuple):
@@ -266,6 +268,7 @@ def round_lines(entries: Sequence[Mapping[str, Any]], *, keep_fraction: float, a
                 f"{answer} ({n_kept:,} of {n:,} labels kept)"
                 for answer, (n, n_kept) in ((e.get("threshold") or {}).get("scarce") or {}).items()
             ),
+            "by_answer" in (e.get("threshold") or {}),
         )
         for e in entries
     ]

@@ -133,6 +133,11 @@ def test_an_answer_that_the_selection_takes_out_is_said(tmp_path):
     notes.clear()
     select_labels(tmp_path / "all", labels, reporter=reporter, keep_fraction=1)
     assert notes == []
+    select_labels(tmp_path / "minimum", labels, reporter=reporter, per_answer=True, min_confidence=0.65)
+    assert notes == [
+        "select: 'B' is the answer of 20 of 65 pseudo-labels and of 0 of the 20 kept ones: training on these may "
+        "unlearn it; with select.per_answer only select.min_confidence and select.min_agreement do that; lower them"
+    ]
 
 
 @pytest.mark.parametrize(("n_kept", "expected"), [(3, {"B": (20, 3)}), (4, {})])

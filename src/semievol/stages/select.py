@@ -152,11 +152,15 @@ def run(ctx: StageContext) -> StageStats:
     if n_kept == 0:
         ctx.reporter.note("select: no pseudo-label reaches select.min_confidence and select.min_agreement")
     scarce = find_scarce(n_of_answer, n_of_kept)
+    remedy = (
+        "with select.per_answer only select.min_confidence and select.min_agreement do that; lower them"
+        if config.per_answer
+        else "set select.per_answer, or raise select.keep_fraction (1 keeps all)"
+    )
     for answer, (n, n_left) in scarce.items():
         ctx.reporter.note(
             f"select: {answer!r} is the answer of {n} of {n_kept + n_dropped} pseudo-labels and of {n_left} of the "
-            f"{n_kept} kept ones: training on these may unlearn it; set select.per_answer, or raise "
-            "select.keep_fraction (1 keeps all)"
+            f"{n_kept} kept ones: training on these may unlearn it; {remedy}"
         )
     largest = max((t.uncertainty for t in thresholds.values() if t.uncertainty is not None), default=None)
     stats = {"n_kept": n_kept, "n_dropped": n_dropped, "signal": config.signal}
