@@ -21,8 +21,6 @@ Floats = NDArray[np.float64]
 
 FEW_ROWS = 300
 """Below, the interval of a single run is Clopper-Pearson, which covers at least 95%; above, Wilson."""
-FEWEST_SPLITS = 3
-"""From here on splits, not runs, are what the trainings are a sample of."""
 GAP_FROM, GAP_TO = "sft", "oracle_full"
 """Arms that stand for 0 and 1 of the gap that unlabelled rows could close."""
 N_BOOTSTRAP = 2000
@@ -71,7 +69,8 @@ class PairedResult:
     method: str
     """crossed_t; of a single run mcnemar (0/1 scores) or sign_flip, with a percentile bootstrap interval."""
     bootstrap_low: float | None
-    """Percentile interval of the bootstrap over seeds and then rows; too narrow with few seeds, for reference."""
+    """Percentile interval of the bootstrap over splits, seeds and then rows; too narrow with few of them, for reference.
+    None for a single run."""
     bootstrap_high: float | None
     n_rows: int
     n_runs: int
@@ -172,19 +171,17 @@ def compare_cells(data: ComparisonData, cell: Cell, reference: Cell) -> PairedRe
         return _single_run(base, ours[0].scores, theirs[0].scores, groups, n_draws=n_bootstrap(data))
     found = crossed_mean(matrix, units=run_units(ours), groups=groups)
     low, high = found.interval()
-    drawn = None
-    if np.isfinite(matrix).all():
-        drawn = metrics.hierarchical_difference(
-            matrix, np.zeros_like(matrix), groups=groups, n_bootstrap=n_bootstrap(data), seed=0
-        )
+    drawn = metrics.hierarchical_difference(
+        matrix, matrix - matrix, units=run_units(ours), groups=groups, n_bootstrap=n_bootstrap(data), seed=0
+    )
     return replace(
         base,
         difference=found.mean,
         ci_low=low,
         ci_high=high,
         p_value=found.p_value(),
-        bootstrap_low=drawn.ci_low if drawn else None,
-        bootstrap_high=drawn.ci_high if drawn else None,
+        bootstrap_low=drawn.ci_low,
+        bootstrap_high=drawn.ci_high,
         detectable=found.detectable() or None,
     )
 
@@ -233,9 +230,9 @@ def stack_scores(runs: Sequence[ArmRun], rows: Sequence[Floats]) -> tuple[Floats
 
 
 def run_units(runs: Sequence[ArmRun]) -> list[Hashable] | None:
-    """Splits where there are enough of them (runs of one split share its labelled rows), else None: runs."""
+    """Splits where there are several (runs of one split share its labelled rows), else None: runs."""
     splits: list[Hashable] = [run.split for run in runs]
-    return splits if len(set(splits)) >= FEWEST_SPLITS else None
+    return splits if len(set(splits)) > 1 else None
 
 
 def _interval(

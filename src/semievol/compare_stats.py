@@ -43,7 +43,7 @@ class CrossedMean:
     """V_row: its root is the sampling error of the test set."""
     cell_variance: float
     n_runs: int
-    """Units among the runs: seeds, or splits where there are at least three."""
+    """Units among the runs: seeds, or splits where there are several."""
     n_units: int
     """Units among the rows: rows, or groups."""
 

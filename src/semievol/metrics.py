@@ -150,6 +150,7 @@ def hierarchical_difference(
     a: ArrayLike,
     b: ArrayLike,
     *,
+    units: Groups | None = None,
     groups: Groups | None = None,
     n_bootstrap: int,
     seed: int,
@@ -158,24 +159,30 @@ def hierarchical_difference(
     """Mean of a - b over seeds and rows, shapes (n_seeds, n_rows), seed i of a trained beside seed i of b.
 
     A draw resamples seeds, and then rows or groups (the same ones for all seeds), so the interval covers both another
-    training and another test set. With few seeds (under 5) it is too narrow in the direction of training noise. The
-    p-value is 2 min(share of draws <= 0, share >= 0), smoothed by 1 draw: it never is 0.
+    training and another test set. Where seeds come in units (splits), it resamples those first and the seeds inside of
+    them then. NaN, in both, marks a row that a seed did not answer; a run's mean is over the rows that it has. With few
+    seeds or units (under 5) the interval is too narrow in the direction of training noise. The p-value is
+    2 min(share of draws <= 0, share >= 0), smoothed by 1 draw: it never is 0.
     """
     first, second = _as_matrix("a", a), _as_matrix("b", b)
     if first.shape != second.shape:
         raise DataError(f"hierarchical_difference: a has shape {first.shape}, b has {second.shape}")
+    missing = np.isnan(first)
+    if (missing != np.isnan(second)).any():
+        raise DataError("hierarchical_difference: NaN, for rows that a seed did not answer, has to stand in a and b alike")
+    if missing.all(axis=1).any() or missing.all(axis=0).any():
+        raise DataError("hierarchical_difference: a seed or a row has no score at all: leave it out")
     differences = first - second
     n_seeds, n_rows = differences.shape
-    if not differences.any():
+    if not np.nan_to_num(differences).any():
         _group_positions(groups, n_rows)
         return PairedDifference(0.0, 0.0, 0.0, 1.0, n_rows)
     by_seed = _bootstrap_means(differences, groups, n_bootstrap=n_bootstrap, seed=seed)
-    chosen = np.random.default_rng((seed, 1)).multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_bootstrap)
-    draws = (by_seed * chosen).sum(axis=1) / n_seeds
+    draws = (by_seed * _resampled_runs(units, n_seeds, n_bootstrap, seed=seed)).mean(axis=1)
     low, high = _percentiles(draws, confidence)
     extreme = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     p_value = min(1.0, 2 * (extreme + 1) / (n_bootstrap + 1))
-    return PairedDifference(float(differences.mean()), low, high, p_value, n_rows)
+    return PairedDifference(float(np.nanmean(differences, axis=1).mean()), low, high, p_value, n_rows)
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -289,18 +296,38 @@ def histogram_counts(
 
 
 def _bootstrap_means(rows: Floats, groups: Groups | None, *, n_bootstrap: int, seed: int) -> Floats:
-    """Means of `rows` (m, n) over resampled units (rows, or groups with all their rows), shape (n_bootstrap, m)."""
+    """Means of `rows` (m, n) over resampled units (rows, or groups with all their rows), shape (n_bootstrap, m).
+
+    NaN marks what a line of `rows` does not have; a line none of whose rows is drawn gives its own mean.
+    """
     if n_bootstrap < 1:
         raise DataError(f"n_bootstrap is {n_bootstrap}; at least 1 is needed")
     positions, n_units = _group_positions(groups, rows.shape[1])
-    sums = np.stack([np.bincount(positions, weights=row, minlength=n_units) for row in rows])
-    sizes = np.bincount(positions, minlength=n_units).astype(np.float64)
+    sums = np.stack([np.bincount(positions, weights=row, minlength=n_units) for row in np.nan_to_num(rows)])
+    sizes = np.stack([np.bincount(positions, weights=row, minlength=n_units) for row in np.isfinite(rows)])
+    own = sums.sum(axis=1) / sizes.sum(axis=1)
     generator = np.random.default_rng(seed)
-    means = [
-        (counts @ sums.T) / (counts @ sizes)[:, np.newaxis]
-        for counts in _resampled_counts(generator, n_units, n_bootstrap)
-    ]
+    means = []
+    for counts in _resampled_counts(generator, n_units, n_bootstrap):
+        drawn = counts @ sizes.T
+        means.append(np.where(drawn > 0, (counts @ sums.T) / np.maximum(drawn, 1), own))
     return np.concatenate(means)
+
+
+def _resampled_runs(units: Groups | None, n_runs: int, n_draws: int, *, seed: int) -> Floats:
+    """Weight of each run in each draw, shape (n_draws, n_runs), 1 on average in each line.
+
+    Units are drawn first, then as many runs inside each as it has.
+    """
+    positions, n_units = _group_positions(units, n_runs)
+    generator = np.random.default_rng((seed, 1))
+    of_unit = generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_draws)
+    weights = np.zeros((n_draws, n_runs))
+    for unit in range(n_units):
+        runs = np.flatnonzero(positions == unit)
+        shares = np.full(len(runs), 1 / len(runs))
+        weights[:, runs] = generator.multinomial(of_unit[:, unit] * len(runs), shares)
+    return weights * (n_runs / weights.sum(axis=1, keepdims=True))
 
 
 def _resampled_counts(generator: np.random.Generator, n_units: int, n_draws: int) -> Iterator[Floats]:
@@ -387,7 +414,10 @@ def _as_vector(name: str, values: Any) -> Floats:
 
 
 def _as_matrix(name: str, values: Any) -> Floats:
-    return _as_array(name, values, 2)
+    """Two dimensions; NaN may stand for what is not there."""
+    matrix = np.asarray(values, dtype=np.float64)
+    _as_array(name, np.where(np.isnan(matrix), 0.0, matrix), 2)
+    return matrix
 
 
 def _as_shares(name: str, values: Any) -> Floats:

@@ -201,9 +201,52 @@ def test_hierarchical_difference_of_one_seed_is_that_of_its_rows() -> None:
     assert (one.ci_low, one.ci_high) == pytest.approx((rows.ci_low, rows.ci_high))
 
 
+def test_hierarchical_difference_resamples_splits_before_the_seeds_inside() -> None:
+    generator = np.random.default_rng(1)
+    of_split = np.repeat(generator.normal(0.02, 0.05, 8), 3)
+    scores = of_split[:, np.newaxis] + np.zeros((24, 50))
+    splits = np.repeat(np.arange(8), 3).tolist()
+    ends = {}
+    for name, units in (("splits", splits), ("runs", None)):
+        found = hierarchical_difference(scores, np.zeros_like(scores), units=units, n_bootstrap=4000, seed=0)
+        ends[name] = found.ci_high - found.ci_low
+    sd = of_split[::3].std()
+    assert ends["splits"] == pytest.approx(2 * 1.96 * sd / np.sqrt(8), rel=0.1)
+    assert ends["runs"] == pytest.approx(2 * 1.96 * sd / np.sqrt(24), rel=0.1)
+
+
+def test_hierarchical_difference_takes_runs_that_answered_other_rows() -> None:
+    generator = np.random.default_rng(2)
+    scores = np.full((2, 400), np.nan)
+    scores[0, :200], scores[1, 200:] = generator.normal(0.1, 1, 200), generator.normal(0.3, 1, 200)
+    splits = [0, 1]
+    found = hierarchical_difference(scores, scores - scores, units=splits, n_bootstrap=500, seed=0)
+    assert found.difference == pytest.approx((np.nanmean(scores[0]) + np.nanmean(scores[1])) / 2)
+    assert found.ci_low < found.difference < found.ci_high
+
+
 def test_hierarchical_difference_refuses_other_shapes() -> None:
     with pytest.raises(DataError, match="shape"):
         hierarchical_difference(np.ones((2, 3)), np.ones((3, 3)), n_bootstrap=200, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("a", "message"),
+    [
+        ([[1, np.nan], [1, 1]], "in a and b alike"),
+        ([[np.nan, np.nan], [1, 1]], "in a and b alike"),
+        ([[np.inf, 1], [1, 1]], "NaN or infinite"),
+    ],
+)
+def test_hierarchical_difference_refuses_scores_that_are_missing_on_one_side(a: list, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        hierarchical_difference(a, np.ones((2, 2)), n_bootstrap=200, seed=0)
+
+
+def test_hierarchical_difference_refuses_a_run_without_scores() -> None:
+    a = [[np.nan, np.nan], [1, 1]]
+    with pytest.raises(DataError, match="a seed or a row has no score"):
+        hierarchical_difference(a, a, n_bootstrap=200, seed=0)
 
 
 def test_holm_gives_values_by_hand() -> None:

@@ -86,6 +86,28 @@ def test_crossed_interval_of_a_difference_covers_nominal(design: str, n_seeds: i
     assert np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])) >= LOWEST
 
 
+@pytest.mark.parametrize("own_rows", [False, True], ids=["one test set", "a test set a split"])
+@pytest.mark.parametrize("n_splits", [2, 3, 5])
+def test_crossed_interval_over_splits_covers_nominal(n_splits: int, own_rows: bool) -> None:
+    # Runs of one split share its labelled rows: as units of their own they would give far too narrow an interval.
+    generator = np.random.default_rng((11, n_splits))
+    n_seeds, n_rows = 3, 60
+    splits = np.repeat(np.arange(n_splits), n_seeds).tolist()
+    by_split, by_run = [], []
+    for _ in range(N_DRAWS):
+        of_run = np.repeat(generator.normal(0, 0.05, n_splits), n_seeds) + generator.normal(0, 0.02, n_splits * n_seeds)
+        n_all = n_rows * (n_splits if own_rows else 1)
+        scores = 0.1 + of_run[:, np.newaxis] + generator.normal(0, 0.2, n_all) + generator.normal(0, 0.1, (1, n_all))
+        if own_rows:
+            elsewhere = np.arange(n_all) // n_rows != np.array(splits)[:, np.newaxis]
+            scores[elsewhere] = np.nan
+        for units, hits in ((splits, by_split), (None, by_run)):
+            low, high = crossed_mean(scores, units=units).interval()
+            hits.append(low <= 0.1 <= high)
+    assert LOWEST <= np.mean(by_split) <= 0.99
+    assert np.mean(by_run) < np.mean(by_split) - 0.04
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n_rows", [100, 500])
 @pytest.mark.parametrize("n_seeds", [2, 3, 4, 5, 8])
