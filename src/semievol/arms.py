@@ -31,6 +31,10 @@ DEFAULTS: Overrides = {
 }
 """What an arm measures and trains on unless it says otherwise, whatever the config says."""
 
+ONE_THRESHOLD: Overrides = {"select.per_answer": False, "select.min_confidence": None, "select.min_agreement": None}
+"""Selection as both recipes have it: what a config adds to it is no part of the other methods."""
+EVERY_LABEL: Overrides = {**ONE_THRESHOLD, "select.keep_fraction": 1.0}
+
 BEFORE = ("data", "adapt", "warmup")
 """Stages before the first round."""
 LABELING = ("retrieve", "propagate", "justify", "select")
@@ -49,12 +53,22 @@ class Arm:
     """Keys that it sets, given the user's config."""
     uses_gold: bool = False
     """Whether it reads the sealed targets of the unlabelled rows."""
-    needs_closed_set: bool = False
-    """Whether it needs the exact probability of an answer, so a task of type choice or label."""
+    needs_scores: bool = False
+    """Whether it needs the exact probability of an answer: a task of type choice or label, and a generator that scores
+    answers."""
 
-    def fits(self, config: RunConfig) -> bool:
-        """Whether it can be run on the task of a config."""
-        return not self.needs_closed_set or config.task.type in ("choice", "label")
+    def misfit(self, config: RunConfig) -> str:
+        """Why it cannot be made of a config; empty where it can."""
+        if self.needs_scores and not config.can_score:
+            return (
+                f"it needs the exact probability of an answer, which task.type: {config.task.type} with "
+                f"generator.type: {config.generator.type} does not give"
+            )
+        try:
+            configure(self, config)
+        except ConfigError as error:
+            return str(error)
+        return ""
 
 
 def configure(arm: Arm, config: RunConfig) -> RunConfig:
@@ -97,14 +111,22 @@ def plan_arm(arm: Arm, config: RunConfig, *, use_gold: bool) -> list[Step]:
     return steps
 
 
-def choose_arms(names: Sequence[str], config: RunConfig, *, use_gold: bool) -> list[Arm]:
-    """Arms by name, in the order of ARMS; `all` stands for all that may run on the task.
+def choose_arms(
+    names: Sequence[str], config: RunConfig, *, use_gold: bool, note: Callable[[str], None] = lambda _: None
+) -> list[Arm]:
+    """Arms by name, in the order of ARMS; `all` stands for all that may run, and `note` gets why others may not.
 
     Raises:
-        ConfigError: If there is no such arm, or it needs another task, or reads sealed targets without `use_gold`.
+        ConfigError: If there is no such arm, or it does not fit the config, or reads sealed targets without `use_gold`.
     """
-    if list(names) == ["all"]:
-        return [arm for arm in ARMS.values() if arm.fits(config) and (use_gold or not arm.uses_gold)]
+    if "all" in names:
+        fitting = []
+        for arm in (arm for arm in ARMS.values() if use_gold or not arm.uses_gold):
+            if misfit := arm.misfit(config):
+                note(f"{arm.name} is left out: {misfit}")
+            else:
+                fitting.append(arm)
+        return fitting
     for name in names:
         if name not in ARMS:
             near = difflib.get_close_matches(name, ARMS, n=1, cutoff=0.4)
@@ -114,11 +136,8 @@ def choose_arms(names: Sequence[str], config: RunConfig, *, use_gold: bool) -> l
             raise ConfigError(
                 f"arm {name} reads the targets of the unlabelled rows, which stay sealed; add --use-gold to open them"
             )
-        if not ARMS[name].fits(config):
-            raise ConfigError(
-                f"arm {name} needs the probability of an answer, so a closed answer set; task.type is "
-                f"{config.task.type}: leave the arm out"
-            )
+        if misfit := ARMS[name].misfit(config):
+            raise ConfigError(f"arm {name} does not fit the config: {misfit}; leave it out")
     if not names:
         raise ConfigError(f"no arms given; arms: {', '.join(ARMS)}, or all")
     return [arm for name, arm in ARMS.items() if name in names]
@@ -146,16 +165,16 @@ def _best_answer_of(model: str, config: RunConfig) -> Overrides:
         "propagate.draw": None,
         "select.apply_to": "all",
         "select.prompt": "plain",
-        "select.keep_fraction": 1.0,
+        **EVERY_LABEL,
         "rounds": 1,
     }
-    if config.task.type in ("choice", "label"):
+    if config.can_score:
         return values | {"propagate.answer_with": "scores"}
     return values | {"propagate.answer_with": "samples", "propagate.temperature": 0.0}
 
 
 def _pseudo_all(config: RunConfig) -> Overrides:
-    return _best_answer_of("warm", config) | {"justify.when": "never"}
+    return _best_answer_of("warm", config) | {"justify.when": "never", "evolve.train_on": "labeled+selected"}
 
 
 def _pseudo_confident(config: RunConfig) -> Overrides:
@@ -234,14 +253,14 @@ _ARMS = (
         "the same, answers of probability 0.9 and more alone",
         METHOD,
         _pseudo_confident,
-        needs_closed_set=True,
+        needs_scores=True,
     ),
     Arm(
         "icl_distill",
         "base model that learns what it answers with demonstrations (arXiv:2209.15189)",
         ("data", "retrieve", "distill"),
         _set(measure__model="distilled", distill__teacher="base", rounds=1),
-        needs_closed_set=True,
+        needs_scores=True,
     ),
     Arm(
         "reflection",
@@ -254,7 +273,7 @@ _ARMS = (
         "semievol_released",
         "the method as the authors' released code does it",
         METHOD,
-        lambda _: {"recipe": "released", **RECIPES["released"]},
+        lambda _: {"recipe": "released", "propagate.draw": None, **ONE_THRESHOLD, **RECIPES["released"]},
     ),
     Arm(
         "semievol-iwp",
@@ -268,7 +287,7 @@ _ARMS = (
         "semievol-as",
         "without adaptive selection: all pseudo-labels",
         METHOD,
-        _set(select__keep_fraction=1.0, rounds=1),
+        lambda _: {**EVERY_LABEL, "rounds": 1},
     ),
     Arm(
         "oracle_select",

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from semievol.arms import Arm, configure, plan_arm
 from semievol.artifacts import DROPPED, RunDir
@@ -86,6 +87,19 @@ def split_configs(config: RunConfig | Mapping[int, RunConfig], splits: Sequence[
             f"draw from the files (data.max_labeled, ...), or use one split and more seeds"
         )
     return {s: _with_data_seed(config, s) for s in splits}
+
+
+def base_config(config: RunConfig | Mapping[int, RunConfig]) -> dict[str, Any]:
+    """What all runs have in common, as plain values: no seeds, no folders, and no files where each split has its own."""
+    one = config if isinstance(config, RunConfig) else next(iter(config.values()))
+    plain: dict[str, Any] = one.model_dump(mode="json", exclude={"seed", "output_dir"})
+    plain["data"].pop("seed")
+    if not isinstance(config, RunConfig):
+        plain["data"] = {key: value for key, value in plain["data"].items() if key not in _FILES}
+    return plain
+
+
+_FILES = ("path", "labeled", "unlabeled", "test")
 
 
 def choose_reference(reference: str | None, arms: Sequence[str]) -> str:

@@ -69,8 +69,8 @@ class PairedResult:
     method: str
     """crossed_t; of a single run mcnemar (0/1 scores) or sign_flip, with a percentile bootstrap interval."""
     bootstrap_low: float | None
-    """Percentile interval of the bootstrap over splits, seeds and then rows; too narrow with few of them, for reference.
-    None for a single run."""
+    """Percentile interval of the bootstrap over splits, seeds and rows; too narrow with few of them, for reference. None
+    for a single run."""
     bootstrap_high: float | None
     n_rows: int
     n_runs: int

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from semievol.arms import choose_arms
+from semievol.arms import ARMS, choose_arms
 from semievol.artifacts import RunDir
 from semievol.compare_models import drop_models
 from semievol.compare_plan import (
     Key,
     Setting,
+    base_config,
     choose_reference,
     fingerprint_run,
     finished_steps,
@@ -34,9 +35,20 @@ from semievol.compare_plan import (
     split_folders,
 )
 from semievol.compare_schedule import Part, Schedule
-from semievol.comparison import ArmRecord, ComparisonRecord, RunRecord, pending_runs, record_run, write_comparison
+from semievol.comparison import (
+    ArmRecord,
+    ComparisonRecord,
+    RunRecord,
+    changed_keys,
+    is_comparison,
+    join_records,
+    pending_runs,
+    read_comparison,
+    record_run,
+    write_comparison,
+)
 from semievol.config import RunConfig
-from semievol.errors import ArtifactError, SemiEvolError
+from semievol.errors import SemiEvolError
 from semievol.pipeline import run_steps
 from semievol.progress import ConsoleReporter
 from semievol.sharing import Failures, SharedSteps
@@ -60,6 +72,8 @@ def compare(
 ) -> Path:
     """Run what is not done yet of a comparison and return its folder; comparison.json says how each run ended.
 
+    Finished runs of an earlier call with the same config stay in the comparison, whatever this one asks for.
+
     Args:
         config: What all arms start from; by split where each has files of its own.
         arms: Names, or `all`.
@@ -80,7 +94,7 @@ def compare(
     """
     reporter = reporter or SilentReporter()
     configs = split_configs(config, splits)
-    chosen = choose_arms(arms, next(iter(configs.values())), use_gold=use_gold)
+    chosen = choose_arms(arms, next(iter(configs.values())), use_gold=use_gold, note=reporter.note)
     record = ComparisonRecord(
         reference=choose_reference(reference, [arm.name for arm in chosen]),
         use_gold=use_gold,
@@ -91,6 +105,7 @@ def compare(
         runs=pending_runs(
             [arm.name for arm in chosen], splits=splits, seeds=seeds, settings=list(settings) if settings else ("",)
         ),
+        config=base_config(config),
     )
     runs = plan_runs(record, chosen, configs, settings or {"": lambda c: c})
     with RunDir(output_dir).lock():
@@ -98,7 +113,7 @@ def compare(
         prints = {run.record.key: fingerprint_run(run, output_dir, backends) for run in runs}
         done = {run.record.key for run in runs if is_done(output_dir, run, prints[run.record.key])}
         record = replace(record, runs=tuple(replace(r, status="done") if r.key in done else r for r in record.runs))
-        write_comparison(output_dir, record)
+        write_comparison(output_dir, _with_earlier(record, output_dir, reference=reference, reporter=reporter))
         for line in plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs).lines():
             reporter.note(line)
         schedule = Schedule(
@@ -113,6 +128,29 @@ def compare(
         else:
             _run_in_this_process(work)
     return output_dir
+
+
+def _with_earlier(
+    record: ComparisonRecord, folder: Path, *, reference: str | None, reporter: Reporter
+) -> ComparisonRecord:
+    """The record with what the folder held before, as far as it fits; what does not is named."""
+    if not is_comparison(folder):
+        return record
+    earlier = read_comparison(folder)
+    joined = join_records(record, earlier)
+    if joined is not record:
+        places = list(ARMS)
+        arms = sorted(joined.arms, key=lambda arm: places.index(arm.name) if arm.name in places else len(places))
+        n_kept = len(joined.runs) - len(record.runs)
+        reporter.note(f"{n_kept} finished runs of an earlier call stay in the comparison")
+        return replace(joined, arms=tuple(arms), reference=choose_reference(reference, [arm.name for arm in arms]))
+    changed = changed_keys(record.config or {}, earlier.config) if earlier.config is not None else []
+    if changed and any(run.status == "done" for run in earlier.runs):
+        reporter.note(
+            f"the config is not that of the runs in {folder} (other: {', '.join(changed[:5])}): they are run again in "
+            "their place; another --output-dir keeps both"
+        )
+    return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,36 +261,56 @@ def _run_in_processes(work: _Work) -> None:
     others = set(multiprocessing.active_children())
     failures: Failures = {}
     shown = not isinstance(work.reporter, SilentReporter)
+    suspects: list[Part] = []
+    working: dict[Future[tuple[RunRecord, Failures]], Part] = {}
+
+    def submit(part: Part) -> None:
+        working[pool.submit(_run_part_in_process, work.folder, part, dict(failures), shown)] = part
+
     with _threads_for(work.jobs):
-        pool = ProcessPoolExecutor(
-            work.jobs,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_end_with_parent,
-            initargs=(os.getpid(),),
-        )
-        working: dict[Future[tuple[RunRecord, Failures]], Part] = {}
+        pool = _open_pool(work.jobs)
         try:
             while True:
-                while len(working) < work.jobs and (part := work.schedule.next()) is not None:
-                    working[pool.submit(_run_part_in_process, work.folder, part, dict(failures), shown)] = part
+                if suspects and not working:
+                    submit(suspects.pop(0))
+                while not suspects and len(working) < work.jobs and (part := work.schedule.next()) is not None:
+                    submit(part)
                 if not working:
                     break
-                for future in wait(working, return_when=FIRST_COMPLETED).done:
-                    record, failed = future.result()
-                    failures.update(failed)
-                    work.end(working.pop(future), record)
-        except BaseException as error:
+                try:
+                    for future in wait(working, return_when=FIRST_COMPLETED).done:
+                        record, failed = future.result()
+                        failures.update(failed)
+                        work.end(working.pop(future), record)
+                except BrokenProcessPool:
+                    in_hand = list(working.values())
+                    working.clear()
+                    pool.shutdown(cancel_futures=True)
+                    pool = _open_pool(work.jobs)
+                    if len(in_hand) == 1:
+                        work.end(in_hand[0], replace(in_hand[0].run.record, status="failed", error=KILLED))
+                    else:  # one of them was killed, and took the others along
+                        work.reporter.note(f"a process of --jobs {work.jobs} was killed; its parts run one at a time")
+                        suspects += in_hand
+        except BaseException:
             # Left alone, the pool would wait for the parts in hand.
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise ArtifactError(
-                    f"{work.folder}: a process of --jobs {work.jobs} was killed (out of memory?); what is done is "
-                    f"kept: run it again, with fewer jobs"
-                ) from None
             raise
         pool.shutdown()
+
+
+KILLED = "its process was killed, while no other one worked (out of memory?)"
+
+
+def _open_pool(jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
+        jobs,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with_parent,
+        initargs=(os.getpid(),),
+    )
 
 
 def _run_part_in_process(folder: Path, part: Part, failures: Failures, shown: bool) -> tuple[RunRecord, Failures]:

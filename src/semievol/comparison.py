@@ -72,6 +72,8 @@ class ComparisonRecord:
     sweep: dict[str, list[Any]] | None
     """Values of each key of a sweep; None in a plain comparison."""
     runs: tuple[RunRecord, ...]
+    config: dict[str, Any] | None = None
+    """What all arms start from, without what the runs vary; None in comparisons that did not store it."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -119,6 +121,53 @@ def record_run(folder: Path, run: RunRecord) -> ComparisonRecord:
         after = replace(before, runs=tuple(run if r.key == run.key else r for r in before.runs))
         write_comparison(folder, after)
     return after
+
+
+def join_records(new: ComparisonRecord, earlier: ComparisonRecord) -> ComparisonRecord:
+    """`new` with the finished runs of `earlier` that it does not have: a folder gains arms, seeds, splits and points.
+
+    Only where both start from the same config and sweep the same keys; else `new` as it is.
+    """
+    if earlier.config is None or earlier.config != new.config or list(earlier.sweep or {}) != list(new.sweep or {}):
+        return new
+    known = {run.key for run in new.runs}
+    kept = [run for run in earlier.runs if run.status == "done" and run.key not in known]
+    if not kept:
+        return new
+    there = {run.arm for run in kept}
+    sweep = None
+    if new.sweep is not None:
+        before = earlier.sweep or {}
+        sweep = {key: _ordered([*before[key], *values]) for key, values in new.sweep.items()}
+    arms = {arm.name: arm for arm in (*new.arms, *earlier.arms) if arm in new.arms or arm.name in there}
+    return replace(
+        new,
+        use_gold=new.use_gold or earlier.use_gold,
+        arms=tuple(arms.values()),
+        seeds=tuple(_ordered([*new.seeds, *(run.seed for run in kept)])),
+        splits=tuple(_ordered([*new.splits, *(run.split for run in kept)])),
+        sweep=sweep,
+        runs=(*new.runs, *kept),
+    )
+
+
+def changed_keys(new: Mapping[str, Any], earlier: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    found = []
+    for key in dict.fromkeys([*new, *earlier]):
+        a, b = new.get(key), earlier.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += changed_keys(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _ordered(values: Sequence[Any]) -> list[Any]:
+    """Each value once; numbers by size, others as they come."""
+    once = [value for i, value in enumerate(values) if value not in values[:i]]
+    are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in once)
+    return sorted(once) if are_numbers else once
 
 
 def run_folder(arm: str, *, split: int, seed: int, setting: str = "") -> str:

@@ -925,6 +925,11 @@ class RunConfig(Section):
         """Seed of splits and draws."""
         return self.seed if self.data.seed is None else self.data.seed
 
+    @property
+    def can_score(self) -> bool:
+        """Whether each answer of a row can be given its exact probability: a closed set, a generator that scores."""
+        return self.task.type in ("choice", "label") and self.generator.type not in ("openai", "openai_batch")
+
     @model_validator(mode="before")
     @classmethod
     def _fill_recipe(cls, raw: Any) -> Any:

@@ -216,7 +216,9 @@ def estimate_memory(config: RunConfig, size: ModelSize, longest_row: int) -> Mem
         generation *= config.generator.replicas if config.generator.address is None else 0
     if trainer.type != "trl":
         return Memory(generation, 0, available, device)
-    frozen = {"lora": width, "qlora": 0.6, "full": 0.0}[trainer.method] * size.n_parameters
+    # precision: auto may halve the frozen weights on a CPU; that would take torch to tell.
+    frozen_width = 2 if trainer.precision == "bf16" else width
+    frozen = {"lora": frozen_width, "qlora": 0.6, "full": 0.0}[trainer.method] * size.n_parameters
     tokens = trainer.per_device_train_batch_size * min(longest_row, trainer.max_length)
     layers = 1 if trainer.activation_checkpointing else size.n_layers
     activations = tokens * (size.hidden_size * 34 * layers * width / 2 + size.vocab_size * 10)

@@ -169,7 +169,7 @@ def hierarchical_difference(
         raise DataError(f"hierarchical_difference: a has shape {first.shape}, b has {second.shape}")
     missing = np.isnan(first)
     if (missing != np.isnan(second)).any():
-        raise DataError("hierarchical_difference: NaN, for rows that a seed did not answer, has to stand in a and b alike")
+        raise DataError("hierarchical_difference: NaN, for a row that a seed did not answer, must stand in a and b alike")
     if missing.all(axis=1).any() or missing.all(axis=0).any():
         raise DataError("hierarchical_difference: a seed or a row has no score at all: leave it out")
     differences = first - second
@@ -327,7 +327,8 @@ def _resampled_runs(units: Groups | None, n_runs: int, n_draws: int, *, seed: in
         runs = np.flatnonzero(positions == unit)
         shares = np.full(len(runs), 1 / len(runs))
         weights[:, runs] = generator.multinomial(of_unit[:, unit] * len(runs), shares)
-    return weights * (n_runs / weights.sum(axis=1, keepdims=True))
+    scaled: Floats = weights * (n_runs / weights.sum(axis=1, keepdims=True))
+    return scaled
 
 
 def _resampled_counts(generator: np.random.Generator, n_units: int, n_draws: int) -> Iterator[Floats]:

@@ -100,6 +100,23 @@ def test_bf16_on_a_cpu_trains_as_float32_does(any_dir, tmp_path, method):
     assert runs["bf16"] != runs["fp32"]
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_bf16_on_a_cpu_with_activations_computed_again_trains_the_same(tiny_llama_dir, tmp_path, method):
+    losses = {
+        again: fit(
+            tiny_llama_dir,
+            tmp_path / str(again),
+            max_steps=3,
+            method=method,
+            precision="bf16",
+            activation_checkpointing=again,
+        ).losses
+        for again in (True, False)
+    }
+    expected = [loss for _, loss in losses[False]]
+    assert [loss for _, loss in losses[True]] == pytest.approx(expected, rel=0.01)
+
+
 def test_bf16_on_a_cpu_leaves_trained_weights_in_float32(tiny_llama_dir, tmp_path):
     fit(tiny_llama_dir, tmp_path / "out", method="full", precision="bf16")
     assert {w.dtype for w in load_file(tmp_path / "out/model.safetensors").values()} == {torch.float32}

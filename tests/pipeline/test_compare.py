@@ -111,6 +111,35 @@ def test_added_arm_takes_over_what_is_there(make_config, tmp_path):
     assert recorder.ran == ["sft_matched control", "sft_matched measure"]
 
 
+def test_narrower_call_keeps_the_runs_that_are_done(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft", "semievol"], seeds=[0, 1])
+    before = read_comparison(tmp_path / "c")
+    recorder = run_compare(make_config(), tmp_path / "c", ["zero_shot", "semievol-as"], seeds=[2])
+    after = read_comparison(tmp_path / "c")
+    assert "6 finished runs of an earlier call stay in the comparison" in recorder.notes
+    assert [arm.name for arm in after.arms] == ["zero_shot", "sft", "semievol", "semievol-as"]
+    assert (after.seeds, after.reference) == ((0, 1, 2), "sft")
+    assert set(before.runs) < set(after.runs)
+    assert {run.status for run in after.runs} == {"done"}
+    assert len(after.runs) == 8
+
+
+def test_runs_of_another_config_leave_the_comparison_and_that_is_said(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft"])
+    recorder = run_compare(make_config(warmup={"max_steps": 3}), tmp_path / "c", ["sft"])
+    assert [run.arm for run in read_comparison(tmp_path / "c").runs] == ["sft"]
+    assert any("is not that of the runs in" in note and "warmup.max_steps" in note for note in recorder.notes)
+
+
+def test_all_leaves_out_arms_that_do_not_fit_and_says_why(make_config, tmp_path):
+    config = make_config(propagate={"draw": 2, "configurations": [{"model": "warm", "k": 0}]})
+    recorder = run_compare(config, tmp_path / "c", ["all"])
+    arms = {run.arm: run.status for run in read_comparison(tmp_path / "c").runs}
+    assert set(FREE) - set(arms) == {"semievol-iwp", "semievol-icp", "semievol-cl"}
+    assert set(arms.values()) == {"done"}
+    assert sum("is left out: propagate.draw" in note for note in recorder.notes) == 3
+
+
 def test_seeds_of_a_split_have_the_same_rows_and_other_models(make_config, tmp_path):
     config = make_config(data={"path": make_config().data.labeled})
     run_compare(config, tmp_path / "c", ["sft"], seeds=[0, 1], splits=[0, 1])

@@ -14,10 +14,11 @@ import yaml
 
 from semievol.artifacts import RunDir
 from semievol.cli import run_app
-from semievol.comparing import compare
+from semievol.comparing import compare, run_part
 from semievol.comparison import read_comparison
+from semievol.stage import SilentReporter
 from tests.pipeline.conftest import FAKE, write_task
-from tests.pipeline.test_compare import artifacts
+from tests.pipeline.test_compare import Recorder, artifacts
 
 DEADLINE_SECONDS = 120
 ARMS = "zero_shot,sft_matched,pseudo_all,semievol"
@@ -102,6 +103,37 @@ def test_step_that_fails_in_one_process_is_not_tried_by_another(make_config, tmp
     assert {arm: r.status for arm, r in runs.items()} == {"sft": "done", "sft_matched": "failed", "semievol": "failed"}
     errors = sorted((runs["sft_matched"].error, runs["semievol"].error), key=len)
     assert errors[1] == f"round-1/evolve: {errors[0]}"  # the one that tried, and the one that was told
+
+
+def die_on_the_way(folder, part, failures, shown):
+    """As a part that is killed: `oracle_full` the first time, beside `few_shot_bm25`, and `semievol-cl` each time."""
+    arm, marker = part.run.record.arm, folder / "died"
+    if arm == "semievol-cl" or (arm == "oracle_full" and not marker.exists()):
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    end = time.monotonic() + DEADLINE_SECONDS
+    while arm == "few_shot_bm25" and not marker.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    return run_part(folder, part, failures, SilentReporter()), failures
+
+
+def test_killed_process_costs_at_most_its_own_run(make_config, tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    arms = ["few_shot_bm25", "sft", "semievol", "semievol-cl", "oracle_full"]
+    compare(make_config(), arms, seeds=[0], output_dir=folder, use_gold=True)
+    expected = artifacts(folder)
+    folder.rename(tmp_path / "undisturbed")
+    monkeypatch.setattr("semievol.comparing._run_part_in_process", die_on_the_way)
+    recorder = Recorder()
+    compare(make_config(), arms, seeds=[0], output_dir=folder, use_gold=True, jobs=2, reporter=recorder)
+    runs = {r.arm: r for r in read_comparison(folder).runs}
+    assert "a process of --jobs 2 was killed; its parts run one at a time" in recorder.notes
+    assert {arm: r.status for arm, r in runs.items()} == dict.fromkeys(arms, "done") | {"semievol-cl": "failed"}
+    assert "its process was killed" in runs["semievol-cl"].error
+    monkeypatch.undo()
+    (folder / "died").unlink()
+    compare(make_config(), arms, seeds=[0], output_dir=folder, use_gold=True, jobs=2)
+    assert artifacts(folder) == expected
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -202,6 +234,7 @@ def test_report_draws_a_run_again(capsys, config_file, tmp_path):
         (["seed=3"], "use --seeds"),
         (["--arms", "zero_shot", "--reference", "sft"], "--reference sft: it is not among the arms"),
         (["--format", "xml"], "--format xml: choose one of text"),
+        (["propagate.draw=2", "--arms", "semievol-cl"], "arm semievol-cl does not fit the config: propagate.draw"),
     ],
 )
 def test_what_the_user_has_to_change_gives_exit_code_2(capsys, config_file, tmp_path, arguments, message):

@@ -1,6 +1,7 @@
 """The stages that look at the sealed targets: what they keep, and that nothing else sees a target."""
 
 import pkgutil
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -11,7 +12,7 @@ from semievol.config import SelectConfig, TaskConfig
 from semievol.errors import ArtifactError, ConfigError, DataError
 from semievol.pipeline import run
 from semievol.stages import audit, evolve, oracle_full, oracle_select
-from semievol.stages.oracle_select import rank_right
+from semievol.stages.oracle_select import rank_right, take_surest
 from semievol.types import Dropped, Example, Gold, PseudoLabel
 from tests.pipeline.test_measure import context
 
@@ -41,6 +42,19 @@ def test_rank_right_puts_what_select_does_not_rank_first():
     select = SelectConfig(apply_to="justified")
     found = rank_right(labels, GOLD, EXAMPLES, task=TaskConfig(type="choice"), select=select)
     assert [x.example_id for x in found.right] == ["u2", "u0"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "per_answer", "expected"),
+    [
+        ({"": 3}, False, ["a1", "a2", "b1"]),
+        ({"A": 1, "B": 2}, True, ["a1", "b1", "b2"]),
+        ({"A": 1, "B": 3}, True, ["a1", "b1", "b2", "a2"]),  # B has no third one
+    ],
+)
+def test_take_surest_keeps_the_shares_of_the_answers_where_select_does(wanted, per_answer, expected):
+    right = [replace(make_label(name, 0.1), answer=name[0].upper()) for name in ("a1", "a2", "b1", "a3", "b2")]
+    assert [x.example_id for x in take_surest(right, wanted, per_answer=per_answer)] == expected
 
 
 @pytest.fixture

@@ -112,15 +112,50 @@ def test_arms_that_need_probabilities_are_left_out_or_refused_on_open_answers():
     config = make_config(task={"type": "text"})
     names = [arm.name for arm in choose_arms(["all"], config, use_gold=False)]
     assert set(ARMS) - set(names) == {"pseudo_confident", "icl_distill", "oracle_select", "oracle_full"}
-    with pytest.raises(ConfigError, match=r"pseudo_confident needs .* task.type is text: leave the arm out"):
+    message = r"arm pseudo_confident does not fit .* probability of an answer, which task.type: text with"
+    with pytest.raises(ConfigError, match=message):
         choose_arms(["pseudo_confident"], config, use_gold=False)
+
+
+def test_arms_that_need_probabilities_are_left_out_for_a_server(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    config = make_config(generator={"type": "openai"}, model={"path": "served"})
+    notes: list[str] = []
+    names = [arm.name for arm in choose_arms(["all"], config, use_gold=False, note=notes.append)]
+    assert set(ARMS) - set(names) == {"pseudo_confident", "icl_distill", "oracle_select", "oracle_full"}
+    assert [note.split()[0] for note in notes] == ["pseudo_confident", "icl_distill"]
+    assert configure(ARMS["pseudo_all"], config).propagate.answer_with == "samples"
+
+
+OWN_SELECTION = {"min_confidence": 0.6, "min_agreement": 0.5, "per_answer": True, "keep_fraction": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("name", "minimum", "fraction"),
+    [
+        ("semievol", 0.6, 0.3),
+        ("semievol-as", None, 1.0),
+        ("pseudo_all", None, 1.0),
+        ("pseudo_confident", 0.9, 1.0),
+        ("semievol_released", None, 0.3),
+    ],
+)
+def test_what_a_config_adds_to_the_selection_is_no_part_of_the_other_methods(name, minimum, fraction):
+    select = configure(ARMS[name], make_config(select=OWN_SELECTION)).select
+    assert (select.min_confidence, select.keep_fraction) == (minimum, fraction)
+    assert (select.per_answer, select.min_agreement) == ((True, 0.5) if name == "semievol" else (False, None))
+
+
+def test_naive_pseudo_labels_are_trained_on_beside_the_labelled_rows_whatever_the_recipe():
+    config = make_config(recipe="released")
+    assert configure(ARMS["pseudo_all"], config).evolve.train_on == "labeled+selected"
 
 
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_can_be_made_for_the_tasks_it_fits(name):
     for kind in ("choice", "label", "number", "span", "text"):
         config = make_config(task={"type": kind})
-        if ARMS[name].fits(config):
+        if not ARMS[name].misfit(config):
             assert configure(ARMS[name], config).task.type == kind
 
 

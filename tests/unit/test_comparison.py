@@ -42,7 +42,8 @@ def test_written_record_comes_back(tmp_path):
 def test_record_names_runs_as_the_schema_says(tmp_path):
     write_comparison(tmp_path, make_record())
     stored = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
-    assert list(stored) == ["schema_version", "reference", "use_gold", "arms", "seeds", "splits", "sweep", "runs"]
+    before_runs = ["schema_version", "reference", "use_gold", "arms", "seeds", "splits", "sweep"]
+    assert list(stored) == [*before_runs, "runs", "config"]
     assert stored["runs"][3] == {
         "arm": "semievol",
         "split": 0,

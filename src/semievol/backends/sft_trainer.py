@@ -222,11 +222,13 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": total / n_tokens}, n_rows)
 
     def compute_loss_context_manager(self) -> ExitStack:
-        """What a forward pass runs in: on a CPU one autocast for all of a batch, so each weight is converted once."""
+        """What a forward pass runs in: on a CPU one autocast for a batch, so a trained weight is converted once."""
         stack: ExitStack = super().compute_loss_context_manager()
         if self.args.bf16 and self.args.device.type == "cpu":
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
-            stack.enter_context(Float32Attention())
+            # torch hides the mode from layers that are run again in the backward pass: they would differ.
+            if not checkpoints(self.args):
+                stack.enter_context(Float32Attention())
         return stack
 
     def compute_loss(

@@ -119,10 +119,13 @@ class TrlTrainer:
 
         assert request.config.launch is not None
         opened = open_partial(request.output_dir, request.fingerprint)
-        device = hf.resolve_device(self._model_config).type
-        model = self._model_config.model_copy(update={"device": device})
+        # What `auto` stands for is settled here: machines that differ would not agree.
+        device = hf.resolve_device(self._model_config)
+        model = self._model_config.model_copy(update={"device": device.type})
+        precision = "bf16" if use_bf16(request.config, device) else "fp32"
+        config = request.config.model_copy(update={"precision": precision})
         job_file = opened[0] / JOB_FILE
-        write_job(job_file, rows, model=model, request=replace(request, opened=opened))
+        write_job(job_file, rows, model=model, request=replace(request, config=config, opened=opened))
         run_workers(job_file, request.config.launch, rendezvous_id=request.fingerprint[:16], progress=request.progress)
 
     def train_rows(
@@ -151,7 +154,7 @@ class TrlTrainer:
                 config=settings,
                 seed=request.seed % 2**32,  # numpy takes no more
                 device=device,
-                bf16=_use_bf16(settings, device),
+                bf16=use_bf16(settings, device),
                 partial_dir=partial_dir,
                 checkpoint=checkpoint,
                 progress=request.progress,
@@ -176,11 +179,11 @@ class TrlTrainer:
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16 if _use_bf16(config, device) else torch.float16,
+                bnb_4bit_compute_dtype=torch.bfloat16 if use_bf16(config, device) else torch.float16,
             )
-        # Frozen weights may stand in bf16; weights that are trained stay in fp32 under autocast, as small updates
-        # are lost in bf16.
-        frozen_bf16 = device.type == "cuda" and _use_bf16(config, device) and config.method != "full"
+        # Frozen weights may stand in bf16 (autocast would convert them at every use); weights that are trained stay in
+        # fp32 under autocast, as small updates are lost in bf16.
+        frozen_bf16 = use_bf16(config, device) and config.method != "full"
         dtype = torch.bfloat16 if frozen_bf16 else torch.float32
         # Weights that are cut into shares go to the GPU share by share.
         where = self._model_config.model_copy(update={"device": "cpu"}) if config.is_sharded else self._model_config
@@ -198,7 +201,7 @@ class TrlTrainer:
             "adapter": None if model.adapter is None else _folder_digest(model.adapter),
             "seed": seed,
             "tokenizer": tokenizer,
-            "bf16": _use_bf16(config, hf.resolve_device(self._model_config)),
+            "bf16": use_bf16(config, hf.resolve_device(self._model_config)),
             "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         }
         digest.update(json.dumps(head, sort_keys=True).encode())
@@ -231,7 +234,8 @@ def _processes(config: TrlTrainerConfig) -> dict[str, Any]:
     return {"launch": [config.num_processes, config.launch.strategy]}
 
 
-def _use_bf16(config: TrlTrainerConfig, device: "torch.device") -> bool:
+def use_bf16(config: TrlTrainerConfig, device: "torch.device") -> bool:
+    """Whether a training computes in bf16, as `trainer.precision` says; auto: where the device is fast at it."""
     import torch
 
     if config.precision == "auto":

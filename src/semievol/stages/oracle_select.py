@@ -4,10 +4,12 @@ Reads   justify/pseudo_labels, select/kept, data/unlabeled, data/sealed_gold
 Writes  oracle_select/kept, oracle_select/dropped, oracle_select/threshold
 
 It looks at the sealed targets, so it is no method: it says what a selection without any error would be worth with the
-same number of rows. Evolve reads what it kept with `evolve.kept_by: oracle_select`, and never the targets.
+same number of rows (with `select.per_answer` of each answer, where there are as many). Evolve reads what it kept with
+`evolve.kept_by: oracle_select`, and never the targets.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from semievol.answers import score_answer
@@ -47,6 +49,20 @@ def rank_right(
     return found
 
 
+def take_surest(right: Sequence[PseudoLabel], wanted: Mapping[str, int], *, per_answer: bool) -> list[PseudoLabel]:
+    """As many of the right labels, surest first, as are wanted in all; with `per_answer` first of each answer."""
+    left = dict(wanted)
+    chosen, others = [], []
+    for label in right:
+        answer = label.answer if per_answer else ""
+        if left.get(answer, 0) > 0:
+            left[answer] -= 1
+            chosen.append(label)
+        else:
+            others.append(label)
+    return chosen + others[: sum(left.values())]
+
+
 def run(ctx: StageContext) -> StageStats:
     """Rank, cut at the number that select kept, write.
 
@@ -60,9 +76,13 @@ def run(ctx: StageContext) -> StageStats:
     examples = {e.id: e for e in ctx.read("data/unlabeled", Example)}
     labels = ctx.read("justify/pseudo_labels", PseudoLabel)
     right, dropped = rank_right(labels, gold, examples, task=config.task, select=config.select)
-    n_wanted = sum(1 for _ in ctx.read("select/kept", PseudoLabel))
-    kept = {x.example_id: x for x in right[:n_wanted]}
-    dropped += [Dropped(x.example_id, "oracle_select", "not needed", round=x.round) for x in right[n_wanted:]]
+    selected = Counter(x.answer if config.select.per_answer else "" for x in ctx.read("select/kept", PseudoLabel))
+    n_wanted = selected.total()
+    chosen = take_surest(right, selected, per_answer=config.select.per_answer)
+    kept = {x.example_id: x for x in chosen}
+    dropped += [
+        Dropped(x.example_id, "oracle_select", "not needed", round=x.round) for x in right if x.example_id not in kept
+    ]
     if len(kept) < n_wanted:
         ctx.reporter.note(f"oracle_select: select kept {n_wanted} rows, but only {len(kept)} pseudo-labels are right")
     out = {x.example_id: x for x in dropped}
