@@ -4,13 +4,15 @@
     python benchmarks/quality.py DATA_FOLDER --cells fpb-50 --draws 1 --arms sft,sft_matched,semievol
     python benchmarks/quality.py DATA_FOLDER --cells arc pubmedqa usmle mmlu --draws 1
     python benchmarks/quality.py DATA_FOLDER --model HUB_ID --cells fpb-452
+    python benchmarks/quality.py DATA_FOLDER --cells fpb-100 --sweep theta=0.1,0.3,0.5,0.8,1 --arms sft_matched,semievol
 
 DATA_FOLDER holds `semievol/{fpb,arc,pubmedqa,usmle,mmlu}/{labeled,unlabeled,test}.csv` (the data that the authors of
 SemiEvol released) and `banking77/{train,test}.csv`. The docstrings need no files. A cell is a task with a number of
 labelled rows; a draw is a seed for which labelled and unlabelled rows are drawn anew (the test rows stay the same,
 save for the docstrings). Finished runs are not run again, so an interrupted call goes on; more arms or draws are added
-to what is there. Each cell is a comparison under `runs/quality/<cell>/`, with its own report and tables; those over all
-cells are in `runs/quality/tables.md` (quality_tables.py).
+to what is there. Each cell is a comparison under `runs/quality/<cell>/` (or `runs/quality-<model>/`)
+with its own report and tables; those over all cells are in `tables.md` beside them (quality_tables.py). With `--sweep`
+each cell is swept instead, one key at a time, under `<cell>-<keys>/`.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from semievol.comparing import compare
 from semievol.config import RunConfig, apply_overrides, parse_config
 from semievol.demo.running import prepare_demo
 from semievol.progress import ConsoleReporter
+from semievol.sweeping import plan_points, point_settings, split_arguments
 
 OUTPUT_DIR = Path("runs/quality")
 
@@ -87,21 +90,32 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--jobs", type=int, default=2, help="draws worked on at a time, one core or more each")
-    parser.add_argument("--output-dir", type=Path, default=OUTPUT_DIR)
+    parser.add_argument("--output-dir", type=Path, help="default runs/quality, with --model runs/quality-<its name>")
+    parser.add_argument("--sweep", nargs="+", metavar="KEY=V1,V2,...", help="as `semievol sweep` takes them")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_intermixed_args()
+    folder_name = f"{OUTPUT_DIR}-{Path(arguments.model).name}" if arguments.model != "pocket" else OUTPUT_DIR
+    output_dir = arguments.output_dir or Path(folder_name)
+    fixed, axes = split_arguments(arguments.sweep or [])
+    if arguments.sweep:
+        swept: dict[str, Any] = {"settings": point_settings(plan_points(axes, cartesian=False)), "sweep": axes}
+    else:
+        swept = {}
+    overrides = [*fixed, *arguments.overrides]
     settings = {**(POCKET if arguments.model == "pocket" else LARGE), "model": {"path": arguments.model}}
     for name in arguments.cells:
-        cell, folder, draws = CELLS[name], arguments.output_dir / name, range(arguments.draws)
+        cell, folder, draws = CELLS[name], output_dir / "-".join([name, *axes]), range(arguments.draws)
         if cell.data is None:
-            overrides = [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *arguments.overrides]
+            ours = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
             configs: RunConfig | dict[int, RunConfig] = {
-                draw: prepare_demo("docstrings", seed=draw, output_dir=folder / f"tasks/{draw}", overrides=overrides)
+                draw: prepare_demo(
+                    "docstrings", seed=draw, output_dir=folder / f"tasks/{draw}", overrides=[*ours, *overrides]
+                )
                 for draw in draws
             }
         else:
             raw = {**settings, **cell.data(arguments.data), "output_dir": str(folder)}
-            configs = parse_config(apply_overrides(raw, arguments.overrides))
+            configs = parse_config(apply_overrides(raw, overrides))
         compare(
             configs,
             arguments.arms.split(","),
@@ -111,10 +125,11 @@ def main() -> None:
             output_dir=folder,
             jobs=arguments.jobs,
             reporter=ConsoleReporter(),
+            **swept,
         )
         print(f"{name}: {write_compare_report(folder)}", flush=True)
-    (arguments.output_dir / "tables.md").write_text(tables(read_cells(arguments.output_dir)) + "\n", encoding="utf-8")
-    print(f"tables of all cells: {arguments.output_dir / 'tables.md'}")
+    (output_dir / "tables.md").write_text(tables(read_cells(output_dir)) + "\n", encoding="utf-8")
+    print(f"tables of all cells: {output_dir / 'tables.md'}")
 
 
 def authors_csv(task: str, *, unlabeled: str = "unlabeled", **limits: float) -> Callable[[Path], Raw]:

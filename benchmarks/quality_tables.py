@@ -21,19 +21,27 @@ def main() -> None:
 
 
 def read_cells(folder: Path) -> dict[str, Results]:
-    """The results of each cell that has a report."""
-    return {
+    """The results of each cell that has a report, sweeps left out."""
+    found = {
         path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/results.json"))
     }
+    return {name: results for name, results in found.items() if not results["sweep"]}
 
 
 def tables(cells: Mapping[str, Results]) -> str:
     """Accuracy of every arm, its difference to the reference, and what each part of the method adds, by cell."""
     parts = [
-        "Accuracy in % (runs a cell: "
+        "Accuracy in %, mean and standard deviation over draws; * where it is not seen to be better than the most "
+        "frequent answer (runs a cell: "
         + ", ".join(f"{name} {max(_n_runs(results), default=0)}" for name, results in cells.items())
         + ")",
-        _table(cells, [_arm_row(arm, label, cells, _accuracy) for arm, label in _arms(cells)]),
+        _table(
+            cells,
+            [
+                ["Most frequent answer", *(_majority(results) for results in cells.values())],
+                *(_arm_row(arm, label, cells, _accuracy) for arm, label in _arms(cells)),
+            ],
+        ),
         "Difference to the reference in points, with 95% intervals",
         _table(cells, [_arm_row(arm, label, cells, _difference) for arm, label in _arms(cells)]),
         "What the method gains over itself without a part, in points, with 95% intervals",
@@ -64,7 +72,17 @@ def _accuracy(arm: str, results: Results) -> str:
     entry = next((e for e in results["arms"] if e["arm"] == arm), None)
     if entry is None:
         return ""
-    return f"{100 * entry['value']:.1f}" if entry["status"] == "done" else entry["status"]
+    if entry["value"] is None:
+        return str(entry["status"])
+    spread = next((f" ± {100 * entry[key]:.1f}" for key in ("split_sd", "seed_sd") if entry[key] is not None), "")
+    chance = "*" if entry["majority"] is not None and entry["ci_low"] <= entry["majority"] else ""
+    n_missing = len(entry["unfinished"])
+    return f"{100 * entry['value']:.1f}{spread}{chance}" + (f" ({n_missing} runs missing)" if n_missing else "")
+
+
+def _majority(results: Results) -> str:
+    found = [entry["majority"] for entry in results["arms"] if entry["majority"] is not None]
+    return f"{100 * found[0]:.1f}" if found else ""
 
 
 def _difference(arm: str, results: Results) -> str:

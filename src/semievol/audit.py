@@ -23,6 +23,9 @@ MODELS = ("base", "sft", "sft_matched", "semievol")
 SOURCES = get_args(LabelSource)
 """Where pseudo-labels come from (`PseudoLabel.source`)."""
 
+FEWEST_GROUPS = 20
+"""Units that a clustered interval needs."""
+
 ReadIds = Callable[[NDArray[np.int64]], Mapping[int, str]]
 """The ids of rows by their places, which come in order."""
 
@@ -47,13 +50,13 @@ def score_vector(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
 
 
 def group_vector(predictions: Sequence[Prediction]) -> list[str] | None:
-    """Groups for clustered intervals; None unless rows share documents (a group that holds under a tenth of the rows).
+    """Groups as units of intervals, where there are at least `FEWEST_GROUPS` and rows share them; else None.
 
-    Few large groups are categories, for which the rows inside are independent; many small ones are documents.
+    Few groups are taken for categories, inside of which rows are independent; many for documents.
     """
     groups = [p.group or p.example_id for p in predictions]
     n_groups = len(set(groups))
-    return groups if 20 <= n_groups < len(groups) else None
+    return groups if FEWEST_GROUPS <= n_groups < len(groups) else None
 
 
 def measure(

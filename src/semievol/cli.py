@@ -381,11 +381,14 @@ def report(
     Example: `semievol report runs/compare-tickets --format md`
     """
     from semievol.comparison import is_comparison
+    from semievol.errors import ConfigError
     from semievol.summary import read_run_config
 
     if is_comparison(folder):
         _show_comparison(folder, table_format=table_format, json_output=json_output)
         return
+    if table_format != "text":
+        raise ConfigError(f"--format {table_format}: {folder} is a run, which has no tables to print; use --json")
     config = read_run_config(folder).model_copy(update={"output_dir": str(folder)})
     _run(config, again=f"semievol report {folder}", from_stage="report", json_output=json_output)
 

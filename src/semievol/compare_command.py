@@ -67,7 +67,7 @@ def _compare(
     reporter: Reporter,
     **sweep: Any,
 ) -> Path:
-    folder = options.output_dir or default_folder(command, source)
+    folder = options.output_dir or default_folder(command, source, options.model)
     splits = parse_numbers(options.splits, option="--splits")
     chosen = [*overrides, *([f"model.path={options.model}"] if options.model else [])]
     return compare(
@@ -106,10 +106,10 @@ def open_configs(
     }
 
 
-def default_folder(command: str, source: str) -> Path:
-    """`runs/compare-NAME`."""
+def default_folder(command: str, source: str, model: str | None = None) -> Path:
+    """`runs/compare-NAME`, and with `--model` its last part behind it: another base model is another comparison."""
     name = source.removeprefix(DEMO) if source.startswith(DEMO) else Path(source).stem
-    return Path("runs") / f"{command}-{name}"
+    return Path("runs") / f"{command}-{name}{f'-{Path(model).name}' if model else ''}"
 
 
 def parse_names(text: str) -> list[str]:

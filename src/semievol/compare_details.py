@@ -1,6 +1,7 @@
 """What a comparison says beside accuracy: cost, calibration, groups, signals of selection, spread over a sweep."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ COVERAGES = tuple(np.round(np.linspace(0.02, 1.0, 50), 2).tolist())
 MOST_GROUPS = 30
 N_BINS = 10
 """Of a reliability diagram."""
+ROW_COUNTS = ("labeled", "unlabeled", "test", "duplicates_dropped", "rejected", "not_drawn")
+"""Counts of the data stage, without their `n_`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,27 @@ def mean_cost(cell: Cell) -> dict[str, float] | None:
     costs = [run_cost(run) for run in cell.done]
     mean = {key: float(np.mean([cost[key] for cost in costs])) for key in costs[0]}
     return mean | {"peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs)}
+
+
+def count_rows(data: ComparisonData) -> list[dict[str, Any]]:
+    """How many rows each split had, and what became of the others: setting, split and `ROW_COUNTS`.
+
+    One line a split; in a sweep that changes the numbers a line for each, with the first setting that has them.
+    """
+    found: dict[tuple[int, tuple[int | None, ...]], Mapping[str, Any]] = {}
+    for run in (run for cell in data.cells for run in cell.runs):
+        stats = (run.steps.get("data") or {}).get("stats")
+        if stats:
+            found.setdefault((run.split, tuple(stats.get(f"n_{name}") for name in ROW_COUNTS)), run.setting)
+    by_split = Counter(split for split, _ in found)
+    return [
+        {
+            "setting": dict(setting) if by_split[split] > 1 else {},
+            "split": split,
+            **dict(zip(ROW_COUNTS, counts, strict=True)),
+        }
+        for (split, counts), setting in found.items()
+    ]
 
 
 def total_cost(data: ComparisonData) -> dict[str, float]:

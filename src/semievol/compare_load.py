@@ -24,8 +24,12 @@ AUDITED = "audit/audited"
 MEASURING = ("measure", "audit", "report", "evaluate")
 """Steps that look at a model and do not make it; their cost stands apart."""
 
-NOT_ITS_OWN = {"sft_matched": ("retrieve", "propagate", "justify", "select", "evolve")}
-"""Steps that an arm runs to learn a number of optimiser steps alone, so that they are no cost of its model."""
+MATCHED = "sft_matched"
+COUNTED_ONLY = ("retrieve", "propagate", "justify", "select", "evolve")
+"""Steps that MATCHED runs to learn a number of optimiser steps alone, so that they are no cost of its model; nor is the
+warm-up where it starts from the base."""
+FINAL = ("evolve", "control", "distill")
+"""Trainings that give the model of an arm; the warm-up is one that other arms go on from."""
 
 COST_SUMS = ("seconds", "model_seconds", "prompt_tokens", "completion_tokens", "forward_passes", "train_tokens")
 
@@ -67,6 +71,26 @@ class ArmRun:
     def steps(self) -> dict[str, dict[str, Any]]:
         """Finished steps with their stats and cost."""
         return RunDir(self.folder).manifest()
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Its resolved config, as plain values; empty where it is not stored."""
+        return _first_json([self.folder], "config.resolved")
+
+    @cached_property
+    def own_steps(self) -> dict[str, dict[str, Any]]:
+        """Finished steps that its model took."""
+        if self.arm != MATCHED:
+            return self.steps
+        starts_warm = (self.config.get("evolve") or {}).get("init") == "warm"
+        foreign = COUNTED_ONLY if starts_warm else (*COUNTED_ONLY, "adapt", "warmup")
+        return {name: entry for name, entry in self.steps.items() if name.rpartition("/")[2] not in foreign}
+
+    @property
+    def final_steps(self) -> int | None:
+        """Optimiser steps of the training that gave the model, on top of a warm-up or afresh; None without one."""
+        trained = [e for name, e in self.own_steps.items() if name.rpartition("/")[2] in FINAL]
+        return int((trained[-1].get("stats") or {}).get("optimizer_steps") or 0) if trained else None
 
     @cached_property
     def audited(self) -> dict[str, bool | None]:
@@ -170,10 +194,8 @@ def run_cost(run: ArmRun) -> dict[str, float]:
     """
     cost = dict.fromkeys((*COST_SUMS, "optimizer_steps", "peak_memory_bytes", "shared_seconds"), 0.0)
     answer: Mapping[str, Any] = {}
-    for name, entry in run.steps.items():
+    for name, entry in run.own_steps.items():
         step = entry.get("cost") or {}
-        if name.rpartition("/")[2] in NOT_ITS_OWN.get(run.arm, ()):
-            continue
         if name.rpartition("/")[2] in MEASURING:
             answer = step if name == "measure" else answer
             continue

@@ -90,7 +90,7 @@ def split_configs(config: RunConfig | Mapping[int, RunConfig], splits: Sequence[
 
 
 def base_config(config: RunConfig | Mapping[int, RunConfig]) -> dict[str, Any]:
-    """What all runs have in common, as plain values: no seeds, no folders, and no files where each split has its own."""
+    """What all runs have in common, as plain values: no seeds or folders, and no files where each split has its own."""
     one = config if isinstance(config, RunConfig) else next(iter(config.values()))
     plain: dict[str, Any] = one.model_dump(mode="json", exclude={"seed", "output_dir"})
     plain["data"].pop("seed")

@@ -4,7 +4,7 @@ All of it is worked out again from the rows in the run folders, so a copied fold
 
     compare.html               the page, one file that needs no network
     results.json               every number (schema in `build_results`)
-    tables/<name>.csv|md|tex   main, differences, parts, gap, spread, cost, calibration, signals, groups, sweep, runs
+    tables/<name>.csv|md|tex   those of TABLES
     figures/<name>.svg
 """
 
@@ -21,16 +21,26 @@ from rich.text import Text
 
 from semievol import metrics
 from semievol.artifacts import RunDir
-from semievol.compare_details import calibrate, mean_cost, measure_groups, rate_signals, spread_over_sweep, total_cost
+from semievol.compare_details import (
+    calibrate,
+    count_rows,
+    mean_cost,
+    measure_groups,
+    rate_signals,
+    spread_over_sweep,
+    total_cost,
+)
 from semievol.compare_figures import standalone
 from semievol.compare_format import Table, format_value, table_csv, table_latex, table_markdown, table_marks
 from semievol.compare_load import Cell, ComparisonData, load_comparison
 from semievol.compare_plots import MOST_DRAWN, Figures, arm_kind, draw_figures
 from semievol.compare_results import (
+    FALLBACKS,
     PairedResult,
     close_gaps,
     compare_cells,
     compare_with_reference,
+    find_reference,
     measure_cell,
     metric_name,
 )
@@ -44,9 +54,20 @@ SCHEMA_VERSION = 1
 TEMPLATE = "compare.html.j2"
 METHOD = "semievol"
 """The arm that the verdict is about, where it ran."""
-FALLBACKS = ("sft_matched", "sft", "zero_shot")
-"""What the method is compared with where it is the reference itself."""
-TABLES = ["main", "differences", "parts", "gap", "spread", "cost", "calibration", "signals", "groups", "sweep", "runs"]
+TABLES = (
+    "main",
+    "differences",
+    "parts",
+    "gap",
+    "spread",
+    "cost",
+    "calibration",
+    "signals",
+    "groups",
+    "sweep",
+    "rows",
+    "runs",
+)
 SWEEP_FIGURES = ("sweep", "sweep_difference")
 WRITERS: Mapping[str, Callable[[Table], str]] = {"csv": table_csv, "md": table_markdown, "tex": table_latex}
 
@@ -87,12 +108,14 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         schema_version: Of this layout; it changes when a key changes its meaning or goes.
         metric: accuracy, exact_match, token_f1 or rouge_l.
         model, reference, main, use_gold, seeds, splits, sweep: What was compared; `main` is the arm of the verdict.
+        reference_asked: The arm that was to be the reference; another stands in where no run of it is done.
+        rows: `compare_details.count_rows`: rows of each split, and how many were left out.
         n_runs: Number of runs by state: done, failed, pending.
         total_cost: `compare_details.total_cost`: of the whole comparison, each shared step once.
         arms: One entry for each arm and setting: arm, label, description, uses_gold, setting, status, the fields of
             `compare_results.Measured` (None without a finished run), unfinished (split, seed, status, error), cost
-            (`compare_load.run_cost`, mean of a run), calibration (`compare_details.Calibration`) and signals
-            (`compare_details.SignalQuality`).
+            (`compare_load.run_cost`, mean of a run), final_steps (`compare_load.ArmRun.final_steps`, mean), calibration
+            (`compare_details.Calibration`) and signals (`compare_details.SignalQuality`).
         differences: `compare_results.PairedResult` of each arm against the reference.
         headline: The one of them that the verdict reads; None where there is none.
         parts: The same, of the method minus each arm `<method>-<part>`, with Holm over the parts.
@@ -102,6 +125,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         verdict: sentence, points (question and answer) and remarks.
     """
     states = Counter(run.status for cell in data.cells for run in cell.runs)
+    asked, data = data.reference, replace(data, reference=find_reference(data))
     main = choose_main(data)
     results: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -109,6 +133,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         "model": (data.config.get("model") or {}).get("path"),
         "reference": data.reference,
         "reference_label": _label(data, data.reference),
+        "reference_asked": asked,
         "main": main,
         "main_label": _label(data, main),
         "use_gold": data.use_gold,
@@ -116,6 +141,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         "splits": list(data.splits),
         "sweep": {key: list(values) for key, values in data.sweep.items()},
         "n_runs": {state: states.get(state, 0) for state in ("done", "failed", "pending")},
+        "rows": count_rows(data),
         "total_cost": total_cost(data),
         "arms": [_describe(data, cell) for cell in data.cells],
         "differences": [asdict(found) for found in compare_with_reference(data)],
@@ -234,8 +260,21 @@ def _describe(data: ComparisonData, cell: Cell) -> dict[str, Any]:
     measured = measure_cell(data, cell)
     calibration = calibrate(cell)
     empty = dict.fromkeys(
-        ("value", "ci_low", "ci_high", "method", "seed_sd", "split_sd", "sampling_se", "n_rows", "macro_f1")
+        (
+            "value",
+            "ci_low",
+            "ci_high",
+            "method",
+            "seed_sd",
+            "split_sd",
+            "sampling_se",
+            "n_rows",
+            "n_groups",
+            "macro_f1",
+            "majority",
+        )
     )
+    steps = [run.final_steps for run in cell.done if run.final_steps is not None]
     return {
         "arm": cell.arm.name,
         "label": cell_label(cell.arm.name, cell.setting, uses_gold=cell.arm.uses_gold),
@@ -243,13 +282,18 @@ def _describe(data: ComparisonData, cell: Cell) -> dict[str, Any]:
         "uses_gold": cell.arm.uses_gold,
         "setting": dict(cell.setting),
         "status": cell.status,
-        **({**empty, "n_answers": 0, "n_unparsed": 0, "by_run": ()} if measured is None else asdict(measured)),
+        **(
+            {**empty, "by_group": False, "n_answers": 0, "n_unparsed": 0, "by_run": ()}
+            if measured is None
+            else asdict(measured)
+        ),
         "unfinished": [
             {"split": run.split, "seed": run.seed, "status": run.status, "error": run.error}
             for run in cell.runs
             if run.status != "done"
         ],
         "cost": mean_cost(cell),
+        "final_steps": sum(steps) / len(steps) if steps else None,
         "calibration": None if calibration is None else asdict(calibration),
         "signals": [asdict(signal) for signal in rate_signals(cell)],
     }

@@ -4,6 +4,7 @@ Shares and differences are fractions (0.02 is 2 points). A field that a comparis
 computed again on each call, so a copied folder gives the same numbers.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,8 @@ Floats = NDArray[np.float64]
 
 FEW_ROWS = 300
 """Below, the interval of a single run is Clopper-Pearson, which covers at least 95%; above, Wilson."""
+FALLBACKS = ("sft_matched", "sft", "zero_shot")
+"""What an arm is compared with where its reference has no finished run, or is the arm itself."""
 GAP_FROM, GAP_TO = "sft", "oracle_full"
 """Arms that stand for 0 and 1 of the gap that unlabelled rows could close."""
 N_BOOTSTRAP = 2000
@@ -44,11 +47,16 @@ class Measured:
     """Standard error from the draw of the test rows alone."""
     n_rows: int
     """Different test rows."""
+    n_groups: int | None
+    """Groups that they come in, which are the units of the interval where `by_group`; None where they have none."""
+    by_group: bool
     n_answers: int
     n_unparsed: int
     """Of the answers of all runs; they count as wrong."""
     macro_f1: float | None
     """Mean over the runs; None where rows do not share one set of answers."""
+    majority: float | None
+    """Score of always giving the answer that is right most often, mean over the runs; None for open answers."""
     by_run: tuple[dict[str, Any], ...]
     """split, seed, value and n_unparsed of each run."""
 
@@ -69,8 +77,8 @@ class PairedResult:
     method: str
     """crossed_t; of a single run mcnemar (0/1 scores) or sign_flip, with a percentile bootstrap interval."""
     bootstrap_low: float | None
-    """Percentile interval of the bootstrap over splits, seeds and rows; too narrow with few of them, for reference. None
-    for a single run."""
+    """Percentile interval of the bootstrap over splits, seeds and rows; too narrow with few of them, for reference.
+    None for a single run."""
     bootstrap_high: float | None
     n_rows: int
     n_runs: int
@@ -123,9 +131,12 @@ def measure_cell(data: ComparisonData, cell: Cell) -> Measured | None:
         split_sd=split_sd,
         sampling_se=float(np.sqrt(found.row_variance)),
         n_rows=matrix.shape[1],
+        n_groups=_count_groups(runs),
+        by_group=groups is not None,
         n_answers=sum(len(run.predictions) for run in runs),
         n_unparsed=sum(_count_unparsed(run) for run in runs),
         macro_f1=_macro_f1(runs) if data.answer_set else None,
+        majority=_majority(runs) if (data.config.get("task") or {}).get("type") in ("choice", "label") else None,
         by_run=tuple(
             {
                 "split": run.split,
@@ -136,6 +147,12 @@ def measure_cell(data: ComparisonData, cell: Cell) -> Measured | None:
             for run in runs
         ),
     )
+
+
+def find_reference(data: ComparisonData) -> str:
+    """The arm that others are compared with: the one asked for, or, where no run of it is done, the next best."""
+    done = {cell.arm.name for cell in data.cells if cell.done}
+    return next((name for name in (data.reference, *FALLBACKS) if name in done), data.reference)
 
 
 def compare_cells(data: ComparisonData, cell: Cell, reference: Cell) -> PairedResult | None:
@@ -326,6 +343,20 @@ def _macro_f1(runs: Sequence[ArmRun]) -> float | None:
             return None
         shares.append(metrics.macro_f1(targets, [p.answer for p in run.predictions]))
     return float(np.mean(shares))
+
+
+def _majority(runs: Sequence[ArmRun]) -> float | None:
+    counts = [Counter(p.target for p in run.predictions if p.target is not None) for run in runs]
+    if not all(counts):
+        return None
+    return float(np.mean([max(c.values()) / len(run.predictions) for c, run in zip(counts, runs, strict=True)]))
+
+
+def _count_groups(runs: Sequence[ArmRun]) -> int | None:
+    groups = {p.example_id: p.group for run in runs for p in run.predictions}
+    if all(group is None for group in groups.values()):
+        return None
+    return len({group or row_id for row_id, group in groups.items()})
 
 
 def _count_unparsed(run: ArmRun) -> int:

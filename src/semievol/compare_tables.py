@@ -33,6 +33,7 @@ def build_tables(results: Mapping[str, Any]) -> dict[str, Table]:
         _signal_table(results),
         _group_table(results),
         _sweep_table(results),
+        _row_table(results),
         _run_table(results),
     )
     return {table.name: _fill(table) for table in tables if table.rows}
@@ -277,6 +278,29 @@ def _sweep_table(results: Mapping[str, Any]) -> Table:
         {**line, "arm": cell_label(line["arm"], {}, uses_gold=gold[line["arm"]])} for line in results["sweep_spread"]
     ]
     return Table("sweep", "Spread over the values of a key", columns, tuple(rows))
+
+
+def _row_table(results: Mapping[str, Any]) -> Table:
+    """Rows of each split, and how many were left out."""
+    columns = (
+        *(
+            Column(f"set {key}", key)
+            for key in results["sweep"]
+            if any(key in line["setting"] for line in results["rows"])
+        ),
+        Column("split", "split", "count"),
+        Column("labeled", "labelled", "count"),
+        Column("unlabeled", "unlabelled", "count"),
+        Column("test", "test", "count"),
+        Column("duplicates_dropped", "duplicates left out", "count"),
+        Column("rejected", "bad, left out", "count"),
+        Column("not_drawn", "not drawn", "count"),
+    )
+    rows = [
+        {**line, **{f"set {key}": value_text(value) for key, value in line["setting"].items()}}
+        for line in results["rows"]
+    ]
+    return Table("rows", "Rows", columns, tuple(rows), None, "Duplicates and bad rows leave before rows are drawn.")
 
 
 def _run_table(results: Mapping[str, Any]) -> Table:

@@ -35,6 +35,8 @@ PARTS = {
 }
 """What an arm `semievol-<part>` leaves out."""
 GOLD_MARK = "uses gold"
+STEPS_ALIKE = 0.05
+"""Trainings whose numbers of steps differ by less, as a share, count as equally long."""
 LEVEL = 0.05
 """Of the tests that the sentences read."""
 KEY_TITLES = {
@@ -259,10 +261,73 @@ def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
             f"Arms marked \N{LEFT DOUBLE QUOTATION MARK}{GOLD_MARK}\N{RIGHT DOUBLE QUOTATION MARK} read targets that "
             "were sealed for all others: bounds, not methods."
         )
-    few = [e for e in results["arms"] if e["value"] is not None]
-    if few and max(len(e["by_run"]) for e in few) == 2:
-        remarks.append("Two runs an arm leave the intervals very wide; from three on they are of use.")
-    return tuple(remarks)
+    if results["reference_asked"] != results["reference"]:
+        remarks.append(
+            f"{arm_label(results['reference_asked'])} was to be the reference, but no run of it is done: differences "
+            f"are from {results['reference_label']}."
+        )
+    done = [e for e in results["arms"] if e["value"] is not None]
+    if done:
+        remarks += [
+            _draws_remark(results, done),
+            _groups_remark(done),
+            _chance_remark(results, done),
+            _steps_remark(results, done),
+        ]
+    return tuple(remark for remark in remarks if remark)
+
+
+def _draws_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
+    """What the number of splits and seeds leaves open."""
+    if len(results["splits"]) == 1:
+        few = "; with two seeds they are very wide, too" if max(len(e["by_run"]) for e in done) == 2 else ""
+        return f"All runs have the same labelled rows: no interval covers the chance in drawing those{few}."
+    if len(results["splits"]) == 2:
+        return "Two splits leave the intervals very wide; from three on they are of use."
+    return ""
+
+
+def _groups_remark(done: Sequence[Mapping[str, Any]]) -> str:
+    """Whether groups are the units of the intervals."""
+    entry = max(done, key=lambda e: e["n_groups"] or 0)
+    n_groups = entry["n_groups"]
+    if n_groups is None or n_groups == entry["n_rows"]:
+        return ""
+    if entry["by_group"]:
+        return f"The test rows come in {n_groups} groups, which are the units of the intervals."
+    return (
+        f"The test rows come in {n_groups} groups, too few to be the units of the intervals: rows are, which is right "
+        "for categories; if the groups are documents, the intervals are too narrow."
+    )
+
+
+def _chance_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
+    """Arms that show nothing learned."""
+    rated = [e for e in done if e["majority"] is not None]
+    low = [e["label"] for e in rated if e["ci_low"] <= e["majority"]]
+    if not low or results["sweep"]:
+        return ""
+    which = "Every arm is" if len(low) == len(done) else f"Of {len(done)} arms {len(low)} are"
+    named = "" if len(low) == len(done) else f": {', '.join(low)}"
+    return (
+        f"{which} at chance, not seen to be better than always giving the most frequent right answer "
+        f"({percent(max(e['majority'] for e in rated))}%){named}."
+    )
+
+
+def _steps_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
+    """Arms whose model was trained for longer or shorter than that of the reference."""
+    reference = next((e["final_steps"] for e in done if e["arm"] == results["reference"]), None)
+    if not reference or results["sweep"]:
+        return ""
+    other = {e["label"]: e["final_steps"] for e in done if e["final_steps"] is not None}
+    listed = [f"{label} {n:.0f}" for label, n in other.items() if abs(n - reference) > STEPS_ALIKE * reference]
+    if not listed:
+        return ""
+    return (
+        f"Final trainings differ in optimiser steps: {results['reference_label']} {reference:.0f}, but "
+        f"{', '.join(listed)}. A part of these differences may be training time."
+    )
 
 
 def _entry(results: Mapping[str, Any], arm: str) -> Mapping[str, Any]:

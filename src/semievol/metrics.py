@@ -169,7 +169,9 @@ def hierarchical_difference(
         raise DataError(f"hierarchical_difference: a has shape {first.shape}, b has {second.shape}")
     missing = np.isnan(first)
     if (missing != np.isnan(second)).any():
-        raise DataError("hierarchical_difference: NaN, for a row that a seed did not answer, must stand in a and b alike")
+        raise DataError(
+            "hierarchical_difference: NaN, for rows that a seed did not answer, must stand in a and b alike"
+        )
     if missing.all(axis=1).any() or missing.all(axis=0).any():
         raise DataError("hierarchical_difference: a seed or a row has no score at all: leave it out")
     differences = first - second

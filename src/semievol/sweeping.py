@@ -9,6 +9,7 @@ Keys are those of the config, and these, which stand for several keys or for num
     rewordings=N      the first N wordings of the instruction
 """
 
+import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -47,11 +48,20 @@ def split_arguments(texts: Sequence[str]) -> tuple[list[str], Axes]:
             raise ConfigError(f"sweep {text!r}: expected key=v1,v2,..., for example theta=0.3,0.5,0.8")
         if key in axes:
             raise ConfigError(f"sweep {text!r}: {key} is given twice; list all its values once")
+        if "." not in key and key not in (*DERIVED, "rewordings", *RunConfig.model_fields):
+            near = difflib.get_close_matches(key, (*DERIVED, "rewordings", *RunConfig.model_fields), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"sweep keys: {', '.join((*DERIVED, 'rewordings'))}"
+            raise ConfigError(f"sweep {text!r}: unknown key {key}; {hint}, or a key of the config such as rounds")
         try:
             values = yaml.safe_load(f"[{listed}]")
         except yaml.YAMLError as error:
             raise ConfigError(f"sweep {text!r}: the values are not valid YAML") from error
         if key == "rewordings":
+            if len(values) > 1:
+                raise ConfigError(
+                    f"sweep {text!r}: rewordings takes one number, how many wordings (the first {N_WORDINGS} at most); "
+                    f"rewording={listed} lists them by their numbers from 0"
+                )
             axes["rewording"] = list(range(_whole(key, values[0], 1, N_WORDINGS)))
         elif len(values) == 1 and key not in DERIVED:
             overrides.append(text)

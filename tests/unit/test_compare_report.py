@@ -17,6 +17,7 @@ from semievol.compare_figures import Bar, draw_forest, standalone
 from semievol.compare_format import Column, Table, table_csv, table_latex, table_markdown
 from semievol.compare_load import load_comparison, run_cost
 from semievol.compare_report import build_results, short_table, write_compare_report
+from semievol.compare_results import run_units
 from semievol.compare_tables import build_tables
 from semievol.compare_text import arm_label, duration, large, write_verdict
 from semievol.errors import ArtifactError, ConfigError
@@ -204,11 +205,10 @@ def test_cost_counts_tokens_of_answers_from_the_row_store(folder, tmp_path):
 
 
 def test_control_does_not_pay_for_the_method_whose_steps_it_counts(folder):
-    runs = {run.arm: run for cell in load_comparison(folder).cells for run in cell.done}
-    steps = runs["sft_matched"].steps
-    assert run_cost(runs["sft_matched"])["seconds"] == pytest.approx(
-        steps["data"]["cost"]["seconds"] + steps["warmup"]["cost"]["seconds"]
-    )
+    for init, steps in {"base": ["data"], "warm": ["data", "warmup"]}.items():
+        run = next(run for run in load_comparison(folder).find("sft_matched").done)
+        run.__dict__["config"] = {"evolve": {"init": init}}
+        assert run_cost(run)["seconds"] == pytest.approx(sum(run.steps[name]["cost"]["seconds"] for name in steps))
 
 
 def test_total_cost_counts_each_step_once(folder, results):
@@ -450,3 +450,80 @@ def test_labels_of_arms():
 def test_durations_and_large_numbers():
     assert [duration(x) for x in (4.25, 80, 600, 7200, None)] == ["4.2 s", "80 s", "10.0 min", "2.0 h", "\N{EN DASH}"]
     assert [large(x) for x in (950, 12_300, 4_500_000)] == ["950", "12.3 k", "4.5 M"]
+
+
+def remarks_of(folder: Path) -> str:
+    return "\n".join(build_results(load_comparison(folder))["verdict"]["remarks"])
+
+
+def test_arms_are_compared_with_the_next_best_reference_where_its_runs_failed(tmp_path):
+    failed = {("sft_matched", seed): "out of memory" for seed in (0, 1, 2)}
+    write_folder(tmp_path, {"sft": 0.5, "sft_matched": 0.5, "semievol": 0.8}, reference="sft_matched", failed=failed)
+    found = build_results(load_comparison(tmp_path))
+    assert (found["reference"], found["reference_asked"]) == ("sft", "sft_matched")
+    assert [d["reference"] for d in found["differences"]] == ["sft"]
+    assert found["headline"]["reference"] == "sft"
+    assert "SFT, matched steps was to be the reference, but no run of it is done" in remarks_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [((0,), "All runs have the same labelled rows"), ((0, 1), "Two splits leave"), ((0, 1, 2), None)],
+)
+def test_remark_says_what_the_splits_leave_open(tmp_path, splits, message):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0, 1), splits=splits)
+    text = remarks_of(tmp_path)
+    assert (message or "") in text
+    assert ("labelled rows" in text) == (len(splits) == 1)
+    assert ("Two splits" in text) == (len(splits) == 2)
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"), [((0,), None), ((0, 1), [0, 0, 1, 1]), ((0, 1, 2), [0, 0, 1, 1, 2, 2])]
+)
+def test_splits_are_the_units_of_an_interval_where_there_are_several(tmp_path, splits, expected):
+    write_folder(tmp_path, {"sft": 0.5}, seeds=(0, 1), splits=splits)
+    assert run_units(load_comparison(tmp_path).find("sft").done) == expected
+
+
+@pytest.mark.parametrize(
+    ("n_groups", "message"),
+    [(0, None), (12, "12 groups, too few to be the units"), (20, "20 groups, which are the units")],
+)
+def test_remark_says_whether_groups_are_the_units(tmp_path, n_groups, message):
+    groups = [f"g{i}" for i in range(n_groups)] or [None]
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,), groups=groups)
+    text = remarks_of(tmp_path)
+    assert message is None or message in text
+    assert ("groups" in text) == (message is not None)
+
+
+def test_remark_names_the_arms_that_are_at_chance(tmp_path):
+    write_folder(tmp_path, {"zero_shot": 0.3, "sft": 0.8}, seeds=(0,))  # each of three answers is right for a third
+    assert "Of 2 arms 1 are at chance" in remarks_of(tmp_path)
+    assert "(33.3%): Zero-shot." in remarks_of(tmp_path)
+    write_folder(tmp_path / "all", {"zero_shot": 0.3, "sft": 0.35}, seeds=(0,))
+    assert "Every arm is at chance" in remarks_of(tmp_path / "all")
+
+
+def test_remark_names_final_trainings_of_another_length(tmp_path):
+    write_folder(tmp_path, {"pseudo_all": 0.7, "semievol": 0.8}, seeds=(0,), reference="semievol")
+    assert "Final trainings" not in remarks_of(tmp_path)
+    run_dir = RunDir(tmp_path / "split-0/seed-0/pseudo_all")
+    run_dir.record_stage("round-1/evolve", run_dir.manifest()["round-1/evolve"] | {"stats": {"optimizer_steps": 9}})
+    assert "SemiEvol 4, but All pseudo-labels 9." in remarks_of(tmp_path)
+
+
+def test_table_of_rows_counts_what_was_left_out(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5}, seeds=(0, 1), splits=(0, 1))
+    for split, seed in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        run_dir = RunDir(tmp_path / f"split-{split}/seed-{seed}/sft")
+        stats = {"n_labeled": 20, "n_unlabeled": 100 + split, "n_test": 60, "n_duplicates_dropped": 7}
+        run_dir.record_stage("data", run_dir.manifest()["data"] | {"stats": stats})
+    found = build_results(load_comparison(tmp_path))
+    assert [(r["split"], r["labeled"], r["unlabeled"], r["duplicates_dropped"]) for r in found["rows"]] == [
+        (0, 20, 100, 7),
+        (1, 20, 101, 7),
+    ]
+    assert "duplicates left out" in table_markdown(build_tables(found)["rows"])
+    assert "7 duplicates left out" in " ".join(text_of(write_compare_report(tmp_path).read_text("utf-8")).split())

@@ -39,6 +39,20 @@ def test_malformed_argument_is_refused(text):
         split_arguments([text])
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("thetta=0.3,0.5", "unknown key thetta; did you mean theta?"),
+        ("unlabelled_ratio=1,2", "did you mean unlabeled_ratio?"),
+        ("gamma=1,2", "sweep keys: n, theta, k"),
+        ("rewordings=1,2,3", "takes one number.*rewording=1,2,3 lists them"),
+    ],
+)
+def test_key_that_no_sweep_has_is_refused_with_the_one_that_was_meant(text, message):
+    with pytest.raises(ConfigError, match=message):
+        split_arguments([text])
+
+
 def test_key_given_twice_is_refused():
     with pytest.raises(ConfigError, match="n is given twice"):
         split_arguments(["n=1,2", "n=3,4"])
