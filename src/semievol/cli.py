@@ -49,6 +49,9 @@ KeepModels = Annotated[
     bool,
     typer.Option(help="Keep the trained models; else each goes when no run needs it any more. Predictions stay."),
 ]
+PlanOnly = Annotated[
+    bool, typer.Option("--plan", help="Say how many runs there are and how long they will take, and run nothing.")
+]
 Format = Annotated[str, typer.Option("--format", help="Of the table: `text`, `csv`, `md` or `tex`.")]
 
 
@@ -313,6 +316,7 @@ def compare(
     output_dir: Folder = None,
     jobs: Jobs = 1,
     keep_models: KeepModels = True,
+    plan_only: PlanOnly = False,
     table_format: Format = "text",
     json_output: Json = False,
 ) -> None:
@@ -324,9 +328,11 @@ def compare(
     from semievol.progress import ConsoleReporter
 
     check_format(table_format)
-    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models)
+    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models, plan_only)
     with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
         folder = run_comparison(config, overrides or [], arms=arms, options=options, reporter=reporter)
+    if plan_only:
+        return
     _show_comparison(folder, table_format=table_format, json_output=json_output)
 
 
@@ -353,6 +359,7 @@ def sweep(
     output_dir: Folder = None,
     jobs: Jobs = 1,
     keep_models: KeepModels = True,
+    plan_only: PlanOnly = False,
     table_format: Format = "text",
     json_output: Json = False,
 ) -> None:
@@ -364,9 +371,11 @@ def sweep(
     from semievol.progress import ConsoleReporter
 
     check_format(table_format)
-    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models)
+    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models, plan_only)
     with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
         folder = run_sweep(config, values, arms=arms, cartesian=cartesian, options=options, reporter=reporter)
+    if plan_only:
+        return
     _show_comparison(folder, table_format=table_format, json_output=json_output)
 
 

@@ -35,6 +35,7 @@ class Options:
     output_dir: Path | None
     jobs: int
     keep_models: bool
+    plan_only: bool = False
 
 
 def run_comparison(source: str, overrides: Sequence[str], *, arms: str, options: Options, reporter: Reporter) -> Path:
@@ -80,6 +81,8 @@ def _compare(
         output_dir=folder,
         jobs=options.jobs,
         keep_models=options.keep_models,
+        time_steps=True,
+        plan_only=options.plan_only,
         reporter=reporter,
         **sweep,
     )

@@ -12,7 +12,7 @@ from semievol.comparison import ComparisonRecord, RunRecord
 from semievol.config import RunConfig
 from semievol.errors import ConfigError
 from semievol.pipeline import Step, fingerprint_steps
-from semievol.stage import Backends
+from semievol.stage import ROUND_STAGES, Backends
 
 REFERENCE = "sft_matched"
 
@@ -50,9 +50,11 @@ class WorkPlan:
     left: Mapping[str, int]
     """Steps that will run, by stage."""
     unmeasured: tuple[str, ...]
-    """Stages among them that no run of this folder has finished, so that their time is unknown."""
+    """Stages among them whose time is unknown."""
     seconds: float
-    """Estimate for the others, from the mean time of finished steps of the same stage and the number of processes."""
+    """Estimate for the others, with all processes at work."""
+    is_guess: bool
+    """Whether it rests on a few timed steps of the model, for some stages, and not on finished steps of the folder."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -67,6 +69,8 @@ class WorkPlan:
     def time_left(self) -> str:
         """What is known of it, and the stages that nothing is known of."""
         known = "" if set(self.unmeasured) == set(self.left) else f"about {format_seconds(self.seconds)}"
+        if known and self.is_guess:
+            known += " (from a few steps timed now, right within a factor of 1.6 or so)"
         unknown = f"not yet measured here: {', '.join(self.unmeasured)}" if self.unmeasured else ""
         return f"time left: {'; '.join(x for x in (known, unknown) if x)}"
 
@@ -135,10 +139,17 @@ def plan_work(
     *,
     n_runs_done: int,
     jobs: int = 1,
+    guesses: Mapping[str, float] | None = None,
 ) -> WorkPlan:
-    """Count what will run, and estimate the time of `jobs` processes from what has run in this folder."""
+    """Count what will run, and estimate the time of `jobs` processes.
+
+    A step takes the mean of the finished ones of its stage in this folder; where there are none, what `guesses` says
+    (`guess_seconds`).
+    """
     seconds = measured_seconds(folder)
+    guessed = dict.fromkeys(LIGHT, 0.0) | dict(guesses) if guesses else {}
     n_done = n_shared = 0
+    total = 0.0
     left: list[str] = []
     known = {split: finished_steps(folder, split) for split in {run.record.split for run in runs}}
     for run in runs:
@@ -152,12 +163,54 @@ def plan_work(
             else:
                 left.append(step.stage.name)
                 known[run.record.split].add(found)
+                total += seconds.get(step.stage.name, guessed.get(step.stage.name, 0.0) * _size(step, run.config))
     counts = Counter(left)
-    unmeasured = tuple(stage for stage in counts if stage not in seconds)
-    estimate = sum(n * seconds.get(stage, 0.0) for stage, n in counts.items()) / jobs
+    new = [stage for stage in counts if stage not in seconds]
     return WorkPlan(
-        len(runs), n_runs_done, n_done + n_shared + len(left), n_shared, n_done, dict(counts), unmeasured, estimate
+        n_runs=len(runs),
+        n_runs_done=n_runs_done,
+        n_steps=n_done + n_shared + len(left),
+        n_steps_shared=n_shared,
+        n_steps_done=n_done,
+        left=dict(counts),
+        unmeasured=tuple(stage for stage in new if stage not in guessed),
+        seconds=total / jobs,
+        is_guess=any(stage in guessed and stage not in LIGHT for stage in new),
     )
+
+
+LIGHT = ("data", "retrieve", "select", "audit", "oracle_select", "oracle_full")
+"""Stages that need no language model: next to nothing beside the others."""
+
+
+def guess_seconds(config: RunConfig) -> dict[str, float]:
+    """Seconds of a step of each stage, from a few real steps of the model, as `semievol check --measure` times them.
+
+    Of propagate those of one configuration. Empty for what is not a local model with a local trainer, and where the
+    check finds a fault, which the run will then name.
+    """
+    if config.generator.type != "transformers" or config.trainer.type != "trl":
+        return {}
+    from semievol.checking import check_run  # it opens the model
+
+    timing = check_run(config, measure=True).timing
+    if timing is None:
+        return {}
+    found = {stage["stage"]: (stage["low"] + stage["high"]) / 2 for stage in timing["stages"]}
+    found = {stage: s / config.rounds if stage in ROUND_STAGES else s for stage, s in found.items()}
+    found["propagate"] /= _n_configurations(config)
+    found["measure"] = found.pop("evaluate") / (4 if config.control.enabled else 3)
+    for stage in ("control", "adapt", "distill"):  # trainings about as long as evolve
+        found.setdefault(stage, found["evolve"])
+    return found
+
+
+def _size(step: Step, config: RunConfig) -> int:
+    return _n_configurations(config) if step.stage.name == "propagate" else 1
+
+
+def _n_configurations(config: RunConfig) -> int:
+    return config.propagate.draw or len(config.propagate.configurations)
 
 
 def measured_seconds(folder: Path) -> dict[str, float]:

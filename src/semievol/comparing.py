@@ -21,12 +21,14 @@ from semievol.arms import ARMS, choose_arms
 from semievol.artifacts import RunDir
 from semievol.compare_models import drop_models
 from semievol.compare_plan import (
+    LIGHT,
     Key,
     Setting,
     base_config,
     choose_reference,
     fingerprint_run,
     finished_steps,
+    guess_seconds,
     is_done,
     plan_runs,
     plan_work,
@@ -68,6 +70,8 @@ def compare(
     sweep: dict[str, list[object]] | None = None,
     jobs: int = 1,
     keep_models: bool = True,
+    time_steps: bool = False,
+    plan_only: bool = False,
     reporter: Reporter | None = None,
 ) -> Path:
     """Run what is not done yet of a comparison and return its folder; comparison.json says how each run ended.
@@ -86,6 +90,9 @@ def compare(
         sweep: Values of each key of the sweep, for the record.
         jobs: Processes; they share the runs of all splits and seeds, with the same results as one alone.
         keep_models: Whether trained models stay; else each is deleted when no run of its split needs it any more.
+        time_steps: Whether to time a few steps of the model first, where nothing that the folder holds tells how long
+            the work will take.
+        plan_only: Whether to stop after the plan, and run nothing.
         reporter: What a person sees; None shows nothing.
 
     Raises:
@@ -113,16 +120,23 @@ def compare(
         prints = {run.record.key: fingerprint_run(run, output_dir, backends) for run in runs}
         done = {run.record.key for run in runs if is_done(output_dir, run, prints[run.record.key])}
         record = replace(record, runs=tuple(replace(r, status="done") if r.key in done else r for r in record.runs))
-        write_comparison(output_dir, _with_earlier(record, output_dir, reference=reference, reporter=reporter))
-        for line in plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs).lines():
+        plan = plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs)
+        guesses: dict[str, float] = {}
+        if time_steps and set(plan.unmeasured) - set(LIGHT):
+            guesses = guess_seconds(next(iter(configs.values())))
+            plan = plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs, guesses=guesses)
+        for line in plan.lines():
             reporter.note(line)
+        if plan_only:
+            return output_dir
+        write_comparison(output_dir, _with_earlier(record, output_dir, reference=reference, reporter=reporter))
         schedule = Schedule(
             [run for run in runs if run.record.key not in done],
             prints,
             {split: finished_steps(output_dir, split) for split in splits},
         )
         n_jobs = max(1, min(jobs, len(schedule.left)))
-        work = _Work(output_dir, schedule, prints, reporter, n_jobs, keep_models)
+        work = _Work(output_dir, schedule, prints, reporter, n_jobs, keep_models, guesses)
         if n_jobs > 1:
             _run_in_processes(work)
         else:
@@ -164,6 +178,8 @@ class _Work:
     reporter: Reporter
     jobs: int
     keep_models: bool
+    guesses: Mapping[str, float]
+    """Seconds of stages that had not run in the folder."""
 
     def end(self, part: Part, record: RunRecord) -> None:
         """Tell the schedule, and if the run has ended comparison.json and the person, too."""
@@ -188,7 +204,9 @@ class _Work:
     def _time_left(self) -> str:
         if not self.schedule.left:
             return ""
-        left = plan_work(self.folder, self.schedule.left, self.prints, n_runs_done=0, jobs=self.jobs)
+        left = plan_work(
+            self.folder, self.schedule.left, self.prints, n_runs_done=0, jobs=self.jobs, guesses=self.guesses
+        )
         return "" if left.unmeasured else f"; {left.time_left()}"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from semievol.arms import ARMS, Arm
 from semievol.artifacts import SEALED_GOLD, RunDir
+from semievol.compare_plan import guess_seconds
 from semievol.comparing import compare
 from semievol.comparison import read_comparison
 from semievol.errors import ArtifactError, ConfigError
@@ -270,6 +271,24 @@ def test_plan_counts_what_is_left_after_sharing(make_config, tmp_path):
 
 def models(folder: Path) -> set[str]:
     return {str(p.parent.relative_to(folder)) for p in folder.rglob("adapter") if p.is_dir()}
+
+
+def test_plan_of_a_fresh_folder_takes_timed_steps(make_config, tmp_path, monkeypatch):
+    guesses = {"warmup": 10.0, "propagate": 3.0, "justify": 2.0, "evolve": 20.0, "measure": 1.0}
+    monkeypatch.setattr("semievol.comparing.guess_seconds", lambda config: guesses)
+    config = make_config(propagate={"configurations": [{"model": "warm", "k": 0}] * 4})
+    options = {"plan_only": True, "time_steps": True}
+    recorder = run_compare(config, tmp_path / "c", ["sft", "semievol", "semievol-cl"], **options)
+    # One warm-up, three measures, then labels by four configurations and by one, each settled and trained on.
+    assert "time left: about 72 s (from a few steps timed now, right within a factor of 1.6 or so)" in recorder.notes
+    assert not recorder.ran
+    assert not (tmp_path / "c" / "comparison.json").exists()
+    recorder = run_compare(config, tmp_path / "c", ["sft"], **options, jobs=2)
+    assert "time left: about 6 s (from a few steps timed now, right within a factor of 1.6 or so)" in recorder.notes
+
+
+def test_steps_of_what_is_not_local_are_not_timed(make_config):
+    assert guess_seconds(make_config()) == {}
 
 
 def test_models_that_no_run_needs_are_dropped(make_config, tmp_path):

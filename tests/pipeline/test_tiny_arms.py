@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from semievol.artifacts import RunDir
+from semievol.compare_plan import guess_seconds
 from semievol.config import parse_config
 from semievol.pipeline import run
 from semievol.stage import Backends, SilentReporter, StageContext
@@ -78,3 +79,10 @@ def test_adapt_of_full_weights_leads_to_a_warm_model_that_stands_alone(settings,
     assert run_dir.read_json("adapt/model") == {"base": "./adapt/adapter", "adapter": None}
     assert run_dir.read_json("warmup/model") == {"base": "./warmup/adapter", "adapter": None}
     assert adapt.STAGE.name in run_dir.manifest()
+
+
+def test_steps_of_the_real_model_tell_how_long_a_comparison_takes(settings, tmp_path):
+    seconds = guess_seconds(parse_config({**settings, "output_dir": str(tmp_path)}))
+    stages = {"adapt", "warmup", "propagate", "justify", "evolve", "control", "distill", "measure"}
+    assert stages <= set(seconds)
+    assert all(seconds[stage] > 0 for stage in stages)
