@@ -113,8 +113,8 @@ class RoundLine(NamedTuple):
     rule: str
     scarce: str
     """Answers that the selection all but took out; empty where there are none."""
-    per_answer: bool
-    """Whether each answer had a threshold of its own."""
+    remedy: str
+    """What would bring them back."""
 
 
 class CostLine(NamedTuple):
@@ -268,7 +268,7 @@ def round_lines(entries: Sequence[Mapping[str, Any]], *, keep_fraction: float, a
                 f"{answer} ({n_kept:,} of {n:,} labels kept)"
                 for answer, (n, n_kept) in ((e.get("threshold") or {}).get("scarce") or {}).items()
             ),
-            "by_answer" in (e.get("threshold") or {}),
+            "; ".join(dict.fromkeys(((e.get("threshold") or {}).get("remedies") or {}).values())),
         )
         for e in entries
     ]

@@ -136,13 +136,26 @@ def test_an_answer_that_the_selection_takes_out_is_said(tmp_path):
     select_labels(tmp_path / "minimum", labels, reporter=reporter, per_answer=True, min_confidence=0.65)
     assert notes == [
         "select: 'B' is the answer of 20 of 65 pseudo-labels and of 0 of the 20 kept ones: training on these may "
-        "unlearn it; with select.per_answer only select.min_confidence and select.min_agreement do that; lower them"
+        "unlearn it; lower select.min_confidence"
     ]
 
 
 @pytest.mark.parametrize(("n_kept", "expected"), [(3, {"B": (20, 3)}), (4, {})])
 def test_an_answer_is_scarce_below_a_fifth_of_its_share(n_kept, expected):
     assert select.find_scarce({"A": 80, "B": 20}, {"A": 100 - n_kept, "B": n_kept}) == expected
+
+
+@pytest.mark.parametrize(
+    ("reasons", "per_answer", "expected"),
+    [
+        ({"not confident enough": 3, "agreement below the minimum": 1}, False, "set select.per_answer"),
+        ({"not confident enough": 3}, True, "raise select.keep_fraction"),
+        ({"confidence not measurable": 2, "not confident enough": 1}, True, "choose another select.signal"),
+        ({"agreement below the minimum": 2}, False, "lower select.min_agreement"),
+    ],
+)
+def test_remedy_is_the_setting_that_dropped_most(reasons, per_answer, expected):
+    assert select.remedy_for(reasons, SelectConfig(per_answer=per_answer)).split(", or")[0].endswith(expected)
 
 
 def two_answers() -> list[PseudoLabel]:

@@ -30,6 +30,10 @@ from semievol.uncertainty import is_ranked, uncertainty
 
 FEWEST_ROWS = 10
 """Pseudo-labels that an answer needs before its absence among the kept ones says anything."""
+UNSURE = "not confident enough"
+UNMEASURED = "confidence not measurable"
+UNLIKELY = "probability below the minimum"
+DISPUTED = "agreement below the minimum"
 SCARCE = 0.2
 """Share among the kept labels, as a part of the share among all, below which an answer counts as lost."""
 
@@ -70,11 +74,11 @@ def reason_to_drop(label: PseudoLabel, threshold: Threshold, config: SelectConfi
     value = uncertainty(label, config)
     if value == math.inf:
         detail = f"the model gave no {config.signal} for this answer"
-        return Dropped(label.example_id, "select", "confidence not measurable", detail=detail, round=label.round)
+        return Dropped(label.example_id, "select", UNMEASURED, detail=detail, round=label.round)
     if threshold.uncertainty is not None and value <= threshold.uncertainty:
         return None
     detail = f"{config.signal} {abs(value):.4f}, threshold {abs(threshold.uncertainty or 0.0):.4f}"
-    return Dropped(label.example_id, "select", "not confident enough", detail=detail, round=label.round)
+    return Dropped(label.example_id, "select", UNSURE, detail=detail, round=label.round)
 
 
 def below_minimum(label: PseudoLabel, config: SelectConfig) -> Dropped | None:
@@ -88,11 +92,11 @@ def below_minimum(label: PseudoLabel, config: SelectConfig) -> Dropped | None:
             raise DataError(f"select: row {label.example_id} has no probability for select.min_confidence")
         if label.max_probability < config.min_confidence:
             detail = f"max_probability {label.max_probability:.4f}, select.min_confidence {config.min_confidence:g}"
-            return Dropped(label.example_id, "select", "probability below the minimum", detail, label.round)
+            return Dropped(label.example_id, "select", UNLIKELY, detail, label.round)
     # Stored shares are rounded to six digits: two of three must reach a minimum of 2/3.
     if config.min_agreement is not None and label.agreement < config.min_agreement - 1e-6:
         detail = f"agreement {label.agreement:.4f}, select.min_agreement {config.min_agreement:g}"
-        return Dropped(label.example_id, "select", "agreement below the minimum", detail, label.round)
+        return Dropped(label.example_id, "select", DISPUTED, detail, label.round)
     return None
 
 
@@ -104,6 +108,20 @@ def find_scarce(n_all: Mapping[str, int], n_kept: Mapping[str, int]) -> dict[str
         for answer, n in sorted(n_all.items())
         if n >= FEWEST_ROWS and n_kept.get(answer, 0) * total < SCARCE * n * kept
     }
+
+
+def remedy_for(reasons: Mapping[str, int], config: SelectConfig) -> str:
+    """What brings back an answer whose labels were dropped for `reasons`: the setting behind the most frequent one."""
+    most = max(reasons, key=lambda reason: reasons[reason])
+    if most == UNMEASURED:
+        return f"the model gave no {config.signal} for these; choose another select.signal"
+    if most == UNLIKELY:
+        return "lower select.min_confidence"
+    if most == DISPUTED:
+        return "lower select.min_agreement"
+    if config.per_answer:
+        return "raise select.keep_fraction"
+    return "set select.per_answer, or raise select.keep_fraction (1 keeps all)"
 
 
 def run(ctx: StageContext) -> StageStats:
@@ -145,22 +163,25 @@ def run(ctx: StageContext) -> StageStats:
                 yield label
 
     n_kept = ctx.write("select/kept", kept(), PseudoLabel)
-    dropped = (reason for x in labels() if (reason := fate(x)))
-    n_dropped = ctx.write("select/dropped", dropped, Dropped)
+    why: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def dropped() -> Iterator[Dropped]:
+        for label in labels():
+            if reason := fate(label):
+                why[label.answer][reason.reason] += 1
+                yield reason
+
+    n_dropped = ctx.write("select/dropped", dropped(), Dropped)
     if n_kept + n_dropped == 0:
         raise DataError("select: no pseudo-labels to choose from; justify/dropped and propagate/failed say why")
     if n_kept == 0:
         ctx.reporter.note("select: no pseudo-label reaches select.min_confidence and select.min_agreement")
     scarce = find_scarce(n_of_answer, n_of_kept)
-    remedy = (
-        "with select.per_answer only select.min_confidence and select.min_agreement do that; lower them"
-        if config.per_answer
-        else "set select.per_answer, or raise select.keep_fraction (1 keeps all)"
-    )
+    remedies = {answer: remedy_for(why[answer], config) for answer in scarce}
     for answer, (n, n_left) in scarce.items():
         ctx.reporter.note(
             f"select: {answer!r} is the answer of {n} of {n_kept + n_dropped} pseudo-labels and of {n_left} of the "
-            f"{n_kept} kept ones: training on these may unlearn it; {remedy}"
+            f"{n_kept} kept ones: training on these may unlearn it; {remedies[answer]}"
         )
     largest = max((t.uncertainty for t in thresholds.values() if t.uncertainty is not None), default=None)
     stats = {"n_kept": n_kept, "n_dropped": n_dropped, "signal": config.signal}
@@ -169,7 +190,8 @@ def run(ctx: StageContext) -> StageStats:
         stats["n_unmeasured"] = n_unmeasured
     by_answer = {answer: one._asdict() for answer, one in thresholds.items()}
     ctx.write_json(
-        "select/threshold", stats | {"scarce": scarce} | ({"by_answer": by_answer} if config.per_answer else {})
+        "select/threshold",
+        stats | {"scarce": scarce, "remedies": remedies} | ({"by_answer": by_answer} if config.per_answer else {}),
     )
     return stats
 
