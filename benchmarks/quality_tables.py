@@ -1,16 +1,21 @@
-"""Markdown tables over all cells of benchmarks/quality.py, from the results.json of each.
+"""Markdown tables over all cells of benchmarks/quality.py, from the rows of each.
 
 python benchmarks/quality_tables.py [FOLDER]          # default runs/quality
 """
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from semievol.compare_load import load_comparison
+from semievol.compare_report import build_results
 
 Results = Mapping[str, Any]
-"""The results.json of a comparison."""
+"""The content of results.json of a comparison."""
 
 
 def main() -> None:
@@ -21,10 +26,9 @@ def main() -> None:
 
 
 def read_cells(folder: Path) -> dict[str, Results]:
-    """The results of each cell that has a report, sweeps left out."""
-    found = {
-        path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/results.json"))
-    }
+    """The results of each comparison in a folder, from its rows; sweeps are left out."""
+    folders = [path.parent for path in sorted(folder.glob("*/comparison.json"))]
+    found = {place.name: build_results(load_comparison(place)) for place in folders}
     return {name: results for name, results in found.items() if not results["sweep"]}
 
 
@@ -44,6 +48,9 @@ def tables(cells: Mapping[str, Results]) -> str:
         ),
         "Difference to the reference in points, with 95% intervals",
         _table(cells, [_arm_row(arm, label, cells, _difference) for arm, label in _arms(cells)]),
+        "Over the cells with several draws, in points: the mean of the cells' mean differences, with 95% t intervals "
+        "over the draws inside of them (they cover the drawn rows and the training, not the draw of test rows or cells)",
+        _pooled_table(cells),
         "What the method gains over itself without a part, in points, with 95% intervals",
         _table(cells, [_arm_row(arm, label, cells, _part) for arm, label in _arms(cells)]),
         "Share of right pseudo-labels of the method in %: of all, of the half with the lowest mean NLL",
@@ -101,6 +108,54 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+def _pooled_table(cells: Mapping[str, Results]) -> str:
+    lines = [["", "minus the reference", "minus the method", "cells", "draws"]]
+    for arm, label in _arms(cells):
+        found = [_pooled(cells, arm, lambda results, key=key: str(results[key])) for key in ("reference", "main")]
+        if any(found):
+            n_cells, n_draws = next((x.n_cells, x.n_draws) for x in found if x)
+            lines.append([label, *(_interval(x._asdict()) if x else "" for x in found), str(n_cells), str(n_draws)])
+    return _markdown(lines)
+
+
+class Pooled(NamedTuple):
+    """A mean over cells."""
+
+    difference: float
+    ci_low: float
+    ci_high: float
+    n_cells: int
+    n_draws: int
+
+
+def _pooled(cells: Mapping[str, Results], arm: str, other: Callable[[Results], str]) -> Pooled | None:
+    """The mean of the cells' mean differences; None where no cell has several draws.
+
+    Cells are fixed, draws are a sample in each: the variance of a cell's mean is that of its draws over their number,
+    and the degrees of freedom are those of all cells together.
+    """
+    by_cell = [_paired(results, arm, other(results)) for results in cells.values() if arm != other(results)]
+    used = [differences for differences in by_cell if len(differences) > 1]
+    if not used:
+        return None
+    mean = float(np.mean([np.mean(x) for x in used]))
+    error = float(np.sqrt(sum(np.var(x, ddof=1) / len(x) for x in used))) / len(used)
+    half = error * float(stats.t.ppf(0.975, sum(len(x) - 1 for x in used)))
+    return Pooled(mean, mean - half, mean + half, len(used), sum(map(len, used)))
+
+
+def _paired(results: Results, arm: str, other: str) -> list[float]:
+    """Differences of the runs that both have."""
+    runs = {
+        entry["arm"]: {(run["split"], run["seed"]): run["value"] for run in entry["by_run"]}
+        for entry in results["arms"]
+        if entry["arm"] in (arm, other)
+    }
+    if len(runs) < 2:
+        return []
+    return [value - runs[other][key] for key, value in runs[arm].items() if key in runs[other]]
+
+
 def _precision(results: Results) -> str:
     entry = next((e for e in results["arms"] if e["arm"] == results["main"]), {})
     signal = next((s for s in entry.get("signals") or () if s["signal"] == "mean_nll"), None)
@@ -111,7 +166,11 @@ def _precision(results: Results) -> str:
 
 
 def _table(cells: Mapping[str, Results], rows: Sequence[Sequence[str]]) -> str:
-    lines = [["", *cells], ["---"] * (len(cells) + 1), *(row for row in rows if any(row[1:]))]
+    return _markdown([["", *cells], *(row for row in rows if any(row[1:]))])
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,16 +1,23 @@
 """The tables over all cells of benchmarks/quality.py."""
 
-import json
 import sys
 from pathlib import Path
+
+from scipy import stats
+
+from tests.unit.comparison_folder import write_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from quality_tables import read_cells, tables
 
 
+def runs(*values):
+    return [{"split": split, "seed": 0, "value": value} for split, value in enumerate(values)]
+
+
 def results(value, difference, *, status="done"):
-    of_all = {"by_run": [{}, {}], "unfinished": [], "seed_sd": None, "majority": 0.4}
+    of_all = {"by_run": runs(0.4, 0.5), "unfinished": [], "seed_sd": None, "majority": 0.4}
     arms = [
         {"arm": "sft_matched", "label": "SFT, matched steps", "status": "done", "value": 0.45} | of_all,
         {"arm": "semievol", "label": "SemiEvol", "status": status, "value": value} | of_all,
@@ -20,15 +27,18 @@ def results(value, difference, *, status="done"):
     arms[1]["signals"] = [{"signal": "mean_nll", "error": 0.25, "curve": [[0.25, 0.0], [0.5, 0.125], [1.0, 0.25]]}]
     found = {"arm": "semievol", "reference": "sft_matched", "difference": difference, "ci_low": -1e-9, "ci_high": 0.1}
     part = {"arm": "semievol", "reference": "semievol-cl", "difference": 0.02, "ci_low": -0.01, "ci_high": 0.05}
-    return {"sweep": {}, "main": "semievol", "arms": arms, "differences": [found], "parts": [part]}
+    return {
+        "sweep": {},
+        "reference": "sft_matched",
+        "main": "semievol",
+        "arms": arms,
+        "differences": [found],
+        "parts": [part],
+    }
 
 
-def test_tables_have_a_column_a_cell_and_the_numbers_of_its_results(tmp_path):
-    for name, found in {"a-20": results(0.525, 0.025), "b-50": results(None, 0.0, status="failed")}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(found), encoding="utf-8")
-    (tmp_path / "unfinished").mkdir()
-    text = tables(read_cells(tmp_path))
+def test_tables_have_a_column_a_cell_and_the_numbers_of_its_results():
+    text = tables({"a-20": results(0.525, 0.025), "b-50": results(None, 0.0, status="failed")})
     assert text.count("|  | a-20 | b-50 |") == 4
     assert "(runs a cell: a-20 2, b-50 2)" in text
     assert "| Most frequent answer | 40.0 | 40.0 |" in text
@@ -36,3 +46,23 @@ def test_tables_have_a_column_a_cell_and_the_numbers_of_its_results(tmp_path):
     assert "| SemiEvol | 52.5 ± 3.1 | failed |" in text
     assert "| SemiEvol | +2.5 [+0.0, +10.0] | +0.0 [+0.0, +10.0] |" in text
     assert "| SemiEvol | 75.0, 87.5 | 75.0, 87.5 |" in text
+
+
+def test_differences_over_all_cells_take_draws_as_a_sample_inside_each():
+    cells = {name: results(0.5, 0.0) for name in ("a-20", "b-50", "one-draw")}
+    for name, gains in {"a-20": (0.01, 0.05), "b-50": (-0.02, 0.04), "one-draw": (0.9,)}.items():
+        cells[name]["arms"][1]["by_run"] = runs(*(0.4 + 0.1 * i + gain for i, gain in enumerate(gains)))
+    # Means .03 and .01; squared errors .0004 and .0009, with two degrees of freedom.
+    half = stats.t.ppf(0.975, 2) * 100 * (0.0004 + 0.0009) ** 0.5 / 2
+    expected = f"+2.0 [{2 - half:+.1f}, {2 + half:+.1f}]"
+    assert f"| SemiEvol | {expected} |  | 2 | 4 |" in tables(cells)
+    assert f"| SFT, matched steps |  | -2.0 [{-2 - half:+.1f}, {-2 + half:+.1f}] | 2 | 4 |" in tables(cells)
+
+
+def test_cells_are_the_comparisons_of_a_folder_but_its_sweeps(tmp_path):
+    write_folder(tmp_path / "a-20", {"sft": 0.5, "semievol": 0.7}, seeds=(0,))
+    write_folder(tmp_path / "a-20-theta", {"semievol": 0.7}, seeds=(0,), sweep={"theta": [0.3, 0.5]})
+    (tmp_path / "unfinished").mkdir()
+    cells = read_cells(tmp_path)
+    assert list(cells) == ["a-20"]
+    assert "| SemiEvol | 70.0 |" in tables(cells)
