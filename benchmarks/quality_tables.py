@@ -49,7 +49,7 @@ def tables(cells: Mapping[str, Results]) -> str:
         "Difference to the reference in points, with 95% intervals",
         _table(cells, [_arm_row(arm, label, cells, _difference) for arm, label in _arms(cells)]),
         "Over the cells with several draws, in points: the mean of the cells' mean differences, with 95% t intervals "
-        "over the draws inside of them (they cover the drawn rows and the training, not the draw of test rows or cells)",
+        "over the draws inside of them (they cover the drawn rows and the training, not that of test rows or cells)",
         _pooled_table(cells),
         "What the method gains over itself without a part, in points, with 95% intervals",
         _table(cells, [_arm_row(arm, label, cells, _part) for arm, label in _arms(cells)]),
