@@ -279,35 +279,46 @@ def _run_in_processes(work: _Work) -> None:
     others = set(multiprocessing.active_children())
     failures: Failures = {}
     shown = not isinstance(work.reporter, SilentReporter)
-    suspects: list[Part] = []
     working: dict[Future[tuple[RunRecord, Failures]], Part] = {}
+    unsent: list[Part] = []  # a pool that had just broken did not take them
+    suspects: list[Part] = []  # in hand when a process was killed: each runs alone until it has ended
 
-    def submit(part: Part) -> None:
-        working[pool.submit(_run_part_in_process, work.folder, part, dict(failures), shown)] = part
+    def next_part() -> Part | None:
+        if suspects:
+            return None if working else suspects[0]
+        return unsent.pop(0) if unsent else work.schedule.next()
+
+    def end(part: Part, record: RunRecord) -> None:
+        if part in suspects:
+            suspects.remove(part)
+        work.end(part, record)
 
     with _threads_for(work.jobs):
         pool = _open_pool(work.jobs)
         try:
             while True:
-                if suspects and not working:
-                    submit(suspects.pop(0))
-                while not suspects and len(working) < work.jobs and (part := work.schedule.next()) is not None:
-                    submit(part)
-                if not working:
-                    break
                 try:
+                    while len(working) < work.jobs and (part := next_part()) is not None:
+                        if part not in suspects:
+                            unsent.append(part)
+                        future = pool.submit(_run_part_in_process, work.folder, part, dict(failures), shown)
+                        working[future] = part
+                        if part in unsent:
+                            unsent.remove(part)
+                    if not working:
+                        break
                     for future in wait(working, return_when=FIRST_COMPLETED).done:
                         record, failed = future.result()
                         failures.update(failed)
-                        work.end(working.pop(future), record)
+                        end(working.pop(future), record)
                 except BrokenProcessPool:
                     in_hand = list(working.values())
                     working.clear()
                     pool.shutdown(cancel_futures=True)
                     pool = _open_pool(work.jobs)
                     if len(in_hand) == 1:
-                        work.end(in_hand[0], replace(in_hand[0].run.record, status="failed", error=KILLED))
-                    else:  # one of them was killed, and took the others along
+                        end(in_hand[0], replace(in_hand[0].run.record, status="failed", error=KILLED))
+                    elif in_hand:  # one of them was killed, and took the others along
                         work.reporter.note(f"a process of --jobs {work.jobs} was killed; its parts run one at a time")
                         suspects += in_hand
         except BaseException:
