@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from semievol.arms import ARMS
 from semievol.compare_load import load_comparison
 from semievol.compare_report import build_results
 
@@ -68,7 +69,8 @@ def _arms(cells: Mapping[str, Results]) -> list[tuple[str, str]]:
     for results in cells.values():
         for entry in results["arms"]:
             found.setdefault(entry["arm"], entry["label"])
-    return list(found.items())
+    places = list(ARMS)
+    return sorted(found.items(), key=lambda item: places.index(item[0]))
 
 
 def _arm_row(arm: str, label: str, cells: Mapping[str, Results], value: Any) -> list[str]:
