@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from semievol import pipeline
+from semievol.answering import max_tokens
 from semievol.artifacts import SEALED_GOLD, RunDir
+from semievol.backends.fake import FakeTokens
 from semievol.errors import ArtifactError, ConfigError
 from semievol.pipeline import STAGES, plan_steps, run
+from semievol.prompts import PromptBuilder
 from semievol.stage import SilentReporter
+from semievol.types import Dropped, Example, PseudoLabel, TaskFacts
 
 
 class Recorder(SilentReporter):
@@ -60,6 +64,27 @@ def test_run_accounts_for_every_row(make_config):
     assert sum(rows[k] for k in parts) == 144
     assert sum(f["n"] for f in rows["fates"]) == rows["n_unlabeled"] == 80
     assert {f["fate"] for f in rows["fates"]} >= {"kept", "select"}
+
+
+def test_row_whose_justification_does_not_fit_is_dropped_and_the_others_go_on(make_config, tmp_path):
+    whole = make_config(output_dir=str(tmp_path / "whole"), justify={"when": "disagree"})
+    labels = list(run(whole).read_records("round-1/justify/pseudo_labels", PseudoLabel))
+    settled = {x.example_id for x in labels if x.source != "justified"}
+    examples = list(RunDir(tmp_path / "whole").read_records("data/unlabeled", Example))
+    examples += list(RunDir(tmp_path / "whole").read_records("data/test", Example))
+    prompts = PromptBuilder(whole.task, TaskFacts(**RunDir(tmp_path / "whole").read_json("data/task")))
+    tokens = FakeTokens(whole.generator, whole.model)
+    longest = max(tokens.count_prompt(prompts.answer(e)) for e in examples)
+    limit = longest + max_tokens(whole, whole.propagate.max_tokens)  # no room for the proposed answers
+    config = make_config(output_dir=str(tmp_path / "short"), justify={"when": "disagree"}, model={"max_length": limit})
+    run_dir = run(config)
+    dropped = list(run_dir.read_records("round-1/justify/dropped", Dropped))
+    kept = {x.example_id for x in run_dir.read_records("round-1/justify/pseudo_labels", PseudoLabel)}
+    assert {x.reason for x in dropped} == {"justification prompt too long"}
+    assert "tokens over model.max_length" in dropped[0].detail
+    assert len(dropped) + len(kept) == 80
+    assert dropped
+    assert 0 < len(kept) <= len(settled) + len(dropped)
 
 
 def test_run_keeps_gold_in_the_sealed_file_alone(make_config, tmp_path, monkeypatch):

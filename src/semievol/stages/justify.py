@@ -44,6 +44,7 @@ from semievol.types import (
     Dropped,
     Example,
     LabelSource,
+    Message,
     ModelRef,
     PseudoLabel,
     Request,
@@ -81,13 +82,44 @@ class Verdict(NamedTuple):
     answer: str | None
     text: str
     mean_nll: float | None
+    reason: str = "unparsable answer"
+    """Why the row is dropped if there is no answer."""
 
 
 def judge(ctx: StageContext, drafts: list[Draft], prompts: PromptBuilder, model: ModelRef, text: str) -> list[Verdict]:
-    """Show the warm model the proposed answers; greedy over a closed set is its most likely answer."""
+    """Show the warm model the proposed answers; greedy over a closed set is its most likely answer.
+
+    The prompt is longer than that of the question alone, so it may be too long for rows that the data stage took.
+    """
+    turns = [prompts.justify(d.example, [a for a in d.candidates.answers if a is not None]) for d in drafts]
+    over = [_tokens_over(ctx, t) for t in turns]
+    asked = [(d, t) for d, t, n in zip(drafts, turns, over, strict=True) if not n]
+    found = iter(_ask_judge(ctx, asked, prompts, model, text) if asked else ())
+    return [Verdict(None, f"{n} tokens over model.max_length", None, TOO_LONG) if n else next(found) for n in over]
+
+
+TOO_LONG = "justification prompt too long"
+
+
+def _tokens_over(ctx: StageContext, turns: Sequence[Message]) -> int:
+    """Tokens by which a prompt and its answer pass the model's length; 0 if they fit, or where tokens are estimated."""
+    tokens = ctx.backends.tokens
+    if getattr(tokens, "is_estimate", False):
+        return 0
+    limit = tokens.max_length - max_tokens(ctx.config, ctx.config.justify.max_tokens)
+    return max(0, tokens.count_prompt(turns) - limit)
+
+
+def _ask_judge(
+    ctx: StageContext,
+    drafts_turns: list[tuple[Draft, tuple[Message, ...]]],
+    prompts: PromptBuilder,
+    model: ModelRef,
+    text: str,
+) -> list[Verdict]:
     config = ctx.config.justify
     closed = ctx.config.task.type in ("choice", "label") and ctx.backends.generator.exact_choice_scores
-    turns = [prompts.justify(d.example, [a for a in d.candidates.answers if a is not None]) for d in drafts]
+    drafts, turns = [d for d, _ in drafts_turns], [t for _, t in drafts_turns]
     if closed and config.temperature == 0.0:
         requests = (choice_request(d.example, t, model, prompts) for d, t in zip(drafts, turns, strict=True))
         scored = ctx.score_choices(requests, total=len(drafts), text=text)
@@ -120,7 +152,8 @@ def settle(draft: Draft, verdict: Verdict | None, prompts: PromptBuilder) -> Pse
     answer = draft.vote.answer if verdict is None else verdict.answer
     if answer is None:
         detail = "no configuration gave a parsable answer" if verdict is None else verdict.text[:200]
-        return Dropped(draft.example.id, "justify", "unparsable answer", detail=detail)
+        reason = "unparsable answer" if verdict is None else verdict.reason
+        return Dropped(draft.example.id, "justify", reason, detail=detail)
     source: LabelSource = "justified"
     if verdict is None:
         source = "consensus" if draft.vote.is_consensus else "majority"
