@@ -84,8 +84,7 @@ def _accuracy(arm: str, results: Results) -> str:
     if entry["value"] is None:
         return str(entry["status"])
     spread = next((f" ± {100 * entry[key]:.1f}" for key in ("split_sd", "seed_sd") if entry[key] is not None), "")
-    low = entry["value"] - 1.96 * entry["sampling_se"]
-    chance = "*" if entry["majority"] is not None and low <= entry["majority"] else ""
+    chance = "*" if entry["at_chance"] else ""
     n_missing = len(entry["unfinished"])
     return f"{100 * entry['value']:.1f}{spread}{chance}" + (f" ({n_missing} runs missing)" if n_missing else "")
 

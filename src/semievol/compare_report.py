@@ -283,7 +283,7 @@ def _describe(data: ComparisonData, cell: Cell) -> dict[str, Any]:
         "setting": dict(cell.setting),
         "status": cell.status,
         **(
-            {**empty, "by_group": False, "n_answers": 0, "n_unparsed": 0, "by_run": ()}
+            {**empty, "by_group": False, "at_chance": False, "n_answers": 0, "n_unparsed": 0, "by_run": ()}
             if measured is None
             else asdict(measured)
         ),

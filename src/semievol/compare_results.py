@@ -57,6 +57,8 @@ class Measured:
     """Mean over the runs; None where rows do not share one set of answers."""
     majority: float | None
     """Score of always giving the answer that is right most often, mean over the runs; None for open answers."""
+    at_chance: bool
+    """Whether the mean less 1.96 standard errors of the test set is no more than that."""
     by_run: tuple[dict[str, Any], ...]
     """split, seed, value and n_unparsed of each run."""
 
@@ -122,6 +124,9 @@ def measure_cell(data: ComparisonData, cell: Cell) -> Measured | None:
     found = crossed_mean(matrix, units=run_units(runs), groups=groups)
     low, high, method = _interval(found, matrix, groups, data)
     seed_sd, split_sd = _spreads(runs)
+    sampling_se = float(np.sqrt(found.row_variance))
+    closed = (data.config.get("task") or {}).get("type") in ("choice", "label")
+    majority = _majority(runs) if closed else None
     return Measured(
         value=found.mean,
         ci_low=low,
@@ -129,14 +134,15 @@ def measure_cell(data: ComparisonData, cell: Cell) -> Measured | None:
         method=method,
         seed_sd=seed_sd,
         split_sd=split_sd,
-        sampling_se=float(np.sqrt(found.row_variance)),
+        sampling_se=sampling_se,
         n_rows=matrix.shape[1],
         n_groups=_count_groups(runs),
         by_group=groups is not None,
         n_answers=sum(len(run.predictions) for run in runs),
         n_unparsed=sum(_count_unparsed(run) for run in runs),
         macro_f1=_macro_f1(runs) if data.answer_set else None,
-        majority=_majority(runs) if (data.config.get("task") or {}).get("type") in ("choice", "label") else None,
+        majority=majority,
+        at_chance=majority is not None and found.mean - 1.96 * sampling_se <= majority,
         by_run=tuple(
             {
                 "split": run.split,

@@ -303,15 +303,14 @@ def _groups_remark(done: Sequence[Mapping[str, Any]]) -> str:
 
 def _chance_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
     """Arms that show nothing learned."""
-    rated = [e for e in done if e["majority"] is not None]
-    low = [e["label"] for e in rated if e["value"] - 1.96 * e["sampling_se"] <= e["majority"]]
+    low = [e["label"] for e in done if e["at_chance"]]
     if not low or results["sweep"]:
         return ""
     which = "Every arm is" if len(low) == len(done) else f"Of {len(done)} arms {len(low)} are"
     named = "" if len(low) == len(done) else f": {', '.join(low)}"
     return (
         f"{which} at chance, not seen on these test rows to be better than always giving the most frequent right "
-        f"answer ({percent(max(e['majority'] for e in rated))}%){named}."
+        f"answer ({percent(max(e['majority'] for e in done if e['at_chance']))}%){named}."
     )
 
 

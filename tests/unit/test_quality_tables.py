@@ -22,8 +22,8 @@ def results(value, difference, *, status="done"):
         {"arm": "sft_matched", "label": "SFT, matched steps", "status": "done", "value": 0.45} | of_all,
         {"arm": "semievol", "label": "SemiEvol", "status": status, "value": value} | of_all,
     ]
-    arms[0] |= {"sampling_se": 0.03, "split_sd": None, "unfinished": [{}]}
-    arms[1] |= {"sampling_se": 0.03, "split_sd": 0.031}
+    arms[0] |= {"at_chance": True, "split_sd": None, "unfinished": [{}]}
+    arms[1] |= {"at_chance": False, "split_sd": 0.031}
     arms[1]["signals"] = [{"signal": "mean_nll", "error": 0.25, "curve": [[0.25, 0.0], [0.5, 0.125], [1.0, 0.25]]}]
     found = {"arm": "semievol", "reference": "sft_matched", "difference": difference, "ci_low": -1e-9, "ci_high": 0.1}
     part = {"arm": "semievol", "reference": "semievol-cl", "difference": 0.02, "ci_low": -0.01, "ci_high": 0.05}
