@@ -299,12 +299,13 @@ def _run_in_processes(work: _Work) -> None:
             while True:
                 try:
                     while len(working) < work.jobs and (part := next_part()) is not None:
-                        if part not in suspects:
-                            unsent.append(part)
-                        future = pool.submit(_run_part_in_process, work.folder, part, dict(failures), shown)
+                        try:
+                            future = pool.submit(_run_part_in_process, work.folder, part, dict(failures), shown)
+                        except BrokenProcessPool:
+                            if part not in suspects:
+                                unsent.append(part)
+                            raise
                         working[future] = part
-                        if part in unsent:
-                            unsent.remove(part)
                     if not working:
                         break
                     for future in wait(working, return_when=FIRST_COMPLETED).done:
