@@ -58,11 +58,11 @@ class SignalQuality:
     """(coverage, risk), means over the runs."""
 
 
-def mean_cost(cell: Cell) -> dict[str, float] | None:
+def mean_cost(cell: Cell, rates: Mapping[str, float]) -> dict[str, float] | None:
     """Cost of one run of a cell, mean over its finished runs (see `run_cost`); None where there is none."""
     if not cell.done:
         return None
-    costs = [run_cost(run) for run in cell.done]
+    costs = [run_cost(run, rates) for run in cell.done]
     mean = {key: float(np.mean([cost[key] for cost in costs])) for key in costs[0]}
     return mean | {"peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs)}
 

@@ -31,6 +31,7 @@ warm-up where it starts from the base."""
 FINAL = ("evolve", "control", "distill")
 """Trainings that give the model of an arm; the warm-up is one that other arms go on from."""
 
+ANSWER_TOKENS = ("prompt_tokens", "completion_tokens")
 COST_SUMS = ("seconds", "model_seconds", "prompt_tokens", "completion_tokens", "forward_passes", "train_tokens")
 
 
@@ -183,22 +184,41 @@ def load_comparison(folder: Path) -> ComparisonData:
     )
 
 
-def run_cost(run: ArmRun) -> dict[str, float]:
+def answer_rates(data: ComparisonData) -> dict[str, float]:
+    """Model time a token read or generated, in seconds, by kind of step, over all steps that asked a model."""
+    seconds: dict[str, float] = {}
+    tokens: dict[str, float] = {}
+    for run in (run for cell in data.cells for run in cell.runs):
+        for name, entry in run.steps.items():
+            step, kind = entry.get("cost") or {}, name.rpartition("/")[2]
+            if not entry.get("shared_from") and not step.get("train_tokens"):
+                seconds[kind] = seconds.get(kind, 0.0) + (step.get("model_seconds") or 0)
+                tokens[kind] = tokens.get(kind, 0.0) + sum(step.get(key) or 0 for key in ANSWER_TOKENS)
+    return {kind: seconds[kind] / n for kind, n in tokens.items() if n}
+
+
+def run_cost(run: ArmRun, rates: Mapping[str, float] | None = None) -> dict[str, float]:
     """What making the model of a run took: all its steps, shared ones too, but those that only measure.
 
-    Tokens count answers taken from the row store too (`reused_*`): the arm alone would have had to ask for them.
+    Answers taken from the row store count too (`reused_*`), as the arm alone would have had to ask for them: their
+    tokens, and for their time the tokens by the `rates` of `answer_rates`.
 
     Keys: seconds, model_seconds, prompt_tokens, completion_tokens, forward_passes, train_tokens, optimizer_steps,
-    peak_memory_bytes (the largest of a step), shared_seconds (of steps that other arms use too), and answer_seconds,
-    answer_prompt_tokens and answer_completion_tokens per test row.
+    peak_memory_bytes (the largest of a step), shared_seconds (of steps that other arms use too), reused_seconds (how
+    much of the seconds is such an estimate), and answer_seconds, answer_prompt_tokens and answer_completion_tokens per
+    test row.
     """
-    cost = dict.fromkeys((*COST_SUMS, "optimizer_steps", "peak_memory_bytes", "shared_seconds"), 0.0)
+    cost = dict.fromkeys((*COST_SUMS, "optimizer_steps", "peak_memory_bytes", "shared_seconds", "reused_seconds"), 0.0)
     answer: Mapping[str, Any] = {}
     for name, entry in run.own_steps.items():
-        step = entry.get("cost") or {}
-        if name.rpartition("/")[2] in MEASURING:
+        step = dict(entry.get("cost") or {})
+        kind = name.rpartition("/")[2]
+        reused = (rates or {}).get(kind, 0.0) * sum(step.get(f"reused_{key}") or 0 for key in ANSWER_TOKENS)
+        step["reused_seconds"] = step["reused_model_seconds"] = reused
+        if kind in MEASURING:
             answer = step if name == "measure" else answer
             continue
+        cost["reused_seconds"] += reused
         for key in COST_SUMS:
             cost[key] += (step.get(key) or 0) + (step.get(f"reused_{key}") or 0)
         cost["optimizer_steps"] += (entry.get("stats") or {}).get("optimizer_steps") or 0

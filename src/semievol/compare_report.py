@@ -32,7 +32,7 @@ from semievol.compare_details import (
 )
 from semievol.compare_figures import standalone
 from semievol.compare_format import Table, format_value, table_csv, table_latex, table_markdown, table_marks
-from semievol.compare_load import Cell, ComparisonData, load_comparison
+from semievol.compare_load import Cell, ComparisonData, answer_rates, load_comparison
 from semievol.compare_plots import MOST_DRAWN, Figures, arm_kind, draw_figures
 from semievol.compare_results import (
     FALLBACKS,
@@ -125,6 +125,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         verdict: sentence, points (question and answer) and remarks.
     """
     states = Counter(run.status for cell in data.cells for run in cell.runs)
+    rates = answer_rates(data)
     asked, data = data.reference, replace(data, reference=find_reference(data))
     main = choose_main(data)
     results: dict[str, Any] = {
@@ -143,7 +144,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         "n_runs": {state: states.get(state, 0) for state in ("done", "failed", "pending")},
         "rows": count_rows(data),
         "total_cost": total_cost(data),
-        "arms": [_describe(data, cell) for cell in data.cells],
+        "arms": [_describe(data, cell, rates) for cell in data.cells],
         "differences": [asdict(found) for found in compare_with_reference(data)],
         "headline": _headline(data, main),
         "parts": [asdict(found) for found in compare_parts(data, main)],
@@ -256,7 +257,7 @@ def _headline(data: ComparisonData, main: str) -> dict[str, Any] | None:
     return None if found is None else asdict(found)
 
 
-def _describe(data: ComparisonData, cell: Cell) -> dict[str, Any]:
+def _describe(data: ComparisonData, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:
     measured = measure_cell(data, cell)
     calibration = calibrate(cell)
     empty = dict.fromkeys(
@@ -292,7 +293,7 @@ def _describe(data: ComparisonData, cell: Cell) -> dict[str, Any]:
             for run in cell.runs
             if run.status != "done"
         ],
-        "cost": mean_cost(cell),
+        "cost": mean_cost(cell, rates),
         "final_steps": sum(steps) / len(steps) if steps else None,
         "calibration": None if calibration is None else asdict(calibration),
         "signals": [asdict(signal) for signal in rate_signals(cell)],

@@ -199,8 +199,9 @@ def _cost_table(results: Mapping[str, Any]) -> Table:
     rows = [{**e["cost"], **_names(e), "value": e["value"]} for e in results["arms"] if e["cost"] is not None]
     rows = [{**row, "answer_seconds": 1000 * row["answer_seconds"]} for row in rows]
     note = (
-        "Mean of one run, steps that arms share counted in full for each; tokens taken from stored answers count, "
-        "their time does not. Measuring on the test rows stands apart, as time and tokens an answer."
+        "Mean of one run, steps that arms share counted in full for each. Answers that were stored for another arm "
+        "count as if asked for: their tokens, and as their time that of as many tokens of the same step. Peak memory "
+        "is the most that one step took. Measuring on the test rows stands apart, as time and tokens an answer."
     )
     return Table("cost", "What a run costs", columns, tuple(rows), None, note)
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from semievol import __version__
 from semievol.artifacts import DROPPED, STATE, RunDir, content_hash
 from semievol.backends.base import HOSTED, check_packages
+from semievol.backends.host_memory import restart_peak
 from semievol.backends.notes import hosted_notes
 from semievol.config import RunConfig, Section
 from semievol.errors import ConfigError, SemiEvolError
@@ -219,6 +220,7 @@ def _check_server(ctx: StageContext) -> None:
 def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
     ctx.run_dir.forget_stages([step.name])
     ctx.reporter.stage(step.name, (step.stage.run.__doc__ or "").strip())
+    restart_peak()
     before, start = ctx.backends.usage, time.perf_counter()
     stats = step.stage.run(ctx)
     after, seconds = ctx.backends.usage, time.perf_counter() - start

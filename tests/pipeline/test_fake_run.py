@@ -1,15 +1,18 @@
 """The whole pipeline over the fake backends: what goes where, what is seen by whom, what runs again."""
 
 import json
+import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from semievol import pipeline
 from semievol.answering import max_tokens
 from semievol.artifacts import SEALED_GOLD, RunDir
-from semievol.backends.fake import FakeTokens
+from semievol.backends.fake import FakeGenerator, FakeTokens
+from semievol.backends.host_memory import peak_bytes
 from semievol.errors import ArtifactError, ConfigError
 from semievol.pipeline import STAGES, plan_steps, run
 from semievol.prompts import PromptBuilder
@@ -214,6 +217,21 @@ def test_run_without_test_rows_measures_nothing_and_says_so(make_config, task_fi
 def test_exact_scores_can_answer_in_place_of_samples(make_config):
     run_dir = run(make_config(propagate={"answer_with": "scores"}))
     assert run_dir.read_json("results")["pseudo_labels"][0]["n_labels"] == 80
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process starts anew on Linux alone")
+def test_each_step_has_its_own_peak_of_memory(make_config, monkeypatch):
+    size, generate = 300 * 2**20, FakeGenerator.generate
+
+    def generate_with_a_large_block(self, requests, sampling):
+        np.empty(size, dtype=np.uint8).fill(1)
+        yield from generate(self, requests, sampling)
+
+    monkeypatch.setattr(FakeGenerator, "generate", generate_with_a_large_block)
+    monkeypatch.setattr(FakeGenerator, "usage", property(lambda g: g._usage._replace(peak_memory_bytes=peak_bytes())))
+    steps = run(make_config()).manifest()
+    peaks = {name: steps[name]["cost"]["peak_memory_bytes"] for name in ("round-1/propagate", "evaluate")}
+    assert peaks["round-1/propagate"] - peaks["evaluate"] > 0.9 * size
 
 
 def test_second_process_on_a_folder_stops(make_config):

@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score
 from semievol.artifacts import RunDir
 from semievol.compare_figures import Bar, draw_forest, standalone
 from semievol.compare_format import Column, Table, table_csv, table_latex, table_markdown
-from semievol.compare_load import load_comparison, run_cost
+from semievol.compare_load import answer_rates, load_comparison, run_cost
 from semievol.compare_report import build_results, short_table, write_compare_report
 from semievol.compare_results import run_units
 from semievol.compare_tables import build_tables
@@ -23,7 +23,7 @@ from semievol.compare_text import arm_label, duration, large, write_verdict
 from semievol.errors import ArtifactError, ConfigError
 from semievol.metrics import clopper_pearson_interval, holm, mcnemar_p_value, wilson_interval
 from semievol.types import Prediction
-from tests.unit.comparison_folder import change_run, write_folder
+from tests.unit.comparison_folder import COST, change_run, write_folder
 from tests.unit.test_report import NASTY, parse, text_of
 
 ARMS = {"sft": 0.5, "sft_matched": 0.52, "semievol": 0.7, "semievol-icp": 0.6, "oracle_full": 0.9}
@@ -202,6 +202,25 @@ def test_cost_counts_tokens_of_answers_from_the_row_store(folder, tmp_path):
     step["cost"] = step["cost"] | {"reused_prompt_tokens": 70}
     RunDir(run.folder).record_stage("warmup", step)
     assert run_cost(load_comparison(tmp_path / "copy").find("semievol").done[0])["prompt_tokens"] == before + 70
+
+
+def test_time_of_stored_answers_is_that_of_as_many_tokens_of_the_same_step(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    run = load_comparison(tmp_path / "copy").find("semievol").done[0]
+    answered = {"model_seconds": 6.0, "prompt_tokens": 250, "completion_tokens": 50, "train_tokens": 0}
+    asked, stored = COST | answered, COST | dict.fromkeys((*answered, "forward_passes"), 0) | {"seconds": 0.5}
+    stored |= {"reused_prompt_tokens": 1000, "reused_completion_tokens": 200}
+    RunDir(run.folder).record_stage("round-1/propagate", dict(run.steps["warmup"]) | {"cost": asked})
+    RunDir(run.folder).record_stage("round-2/propagate", dict(run.steps["warmup"]) | {"cost": stored})
+    data = load_comparison(tmp_path / "copy")
+    run, rates = data.find("semievol").done[0], answer_rates(data)
+    assert rates["propagate"] == pytest.approx(6.0 / 300)
+    estimated, measured = run_cost(run, rates), run_cost(run)
+    assert estimated["reused_seconds"] == pytest.approx(24.0)
+    assert estimated["seconds"] - measured["seconds"] == pytest.approx(24.0)
+    assert estimated["model_seconds"] - measured["model_seconds"] == pytest.approx(24.0)
+    found = find(build_results(data)["arms"], "semievol")["cost"]
+    assert found["reused_seconds"] == pytest.approx(24.0 / len(data.seeds))
 
 
 def test_control_does_not_pay_for_the_method_whose_steps_it_counts(folder):

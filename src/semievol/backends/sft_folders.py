@@ -2,14 +2,13 @@
 
 import json
 import logging
-import resource
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semievol.backends.base import FitReport, Progress
+from semievol.backends.host_memory import peak_bytes
 from semievol.config import TrlTrainerConfig
 from semievol.errors import ArtifactError, TrainingError
 from semievol.types import ModelRef
@@ -125,13 +124,7 @@ def remove_finished(output_dir: Path) -> None:
 def make_report(
     outcome: "SftOutcome", model: ModelRef, *, n_rows: int, example: str, device: "torch.device"
 ) -> FitReport:
-    """What the training did, with the peak memory of this process."""
-    if device.type == "cuda":
-        import torch
-
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """What the training did, with the peak of memory since it began."""
     if outcome.held_out_loss is not None:
         logger.info("loss on the held-out rows: %.4f nats per token", outcome.held_out_loss)
     return FitReport(
@@ -142,7 +135,7 @@ def make_report(
         n_tokens=outcome.n_tokens,
         losses=outcome.losses,
         rendered_example=example,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=peak_bytes(str(device)),
     )
 
 

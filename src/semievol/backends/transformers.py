@@ -9,8 +9,6 @@ import contextlib
 import gc
 import itertools
 import logging
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,9 +29,11 @@ from semievol.backends.hf import (
     open_tokenizer,
     quiet_loading,
     render_prompt,
+    resolve_device,
     resolve_max_length,
     stop_ids,
 )
+from semievol.backends.host_memory import peak_bytes
 from semievol.backends.tries import Trie, TrieRow
 from semievol.config import ModelConfig, TransformersGeneratorConfig
 from semievol.errors import GenerationError
@@ -121,8 +121,8 @@ class TransformersGenerator:
 
     @property
     def usage(self) -> Usage:
-        """What has been spent since the generator was opened."""
-        return self._usage._replace(peak_memory_bytes=_peak_memory_bytes())
+        """What has been spent since the generator was opened; the peak of memory since `restart_peak`."""
+        return self._usage._replace(peak_memory_bytes=peak_bytes(str(resolve_device(self._config))))
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
         """Yield one Result a request as it is done; prompts that share a start come together, the longest first."""
@@ -338,10 +338,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _peak_memory_bytes() -> int:
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

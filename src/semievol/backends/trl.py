@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from semievol.backends import hf, sft_rows
 from semievol.backends.base import FitReport, Progress, require
+from semievol.backends.host_memory import restart_peak
 from semievol.backends.launching import launch_faults, run_workers
 from semievol.backends.sft_folders import (
     Request,
@@ -138,8 +139,7 @@ class TrlTrainer:
 
         settings, device = request.config, hf.resolve_device(self._model_config)
         train, held_out = sft_rows.hold_out(rows, settings.eval_fraction, seed=request.seed)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        restart_peak()
         with _frozen_garbage(), _deterministic(device):
             opened = self._open_model(request.model, settings, device)
             sft_rows.check_stop_tokens(rows, hf.stop_ids(tokenizer, opened), tokenizer=tokenizer)
