@@ -93,6 +93,11 @@ class ArmRun:
         trained = [e for name, e in self.own_steps.items() if name.rpartition("/")[2] in FINAL]
         return int((trained[-1].get("stats") or {}).get("optimizer_steps") or 0) if trained else None
 
+    @property
+    def precisions(self) -> set[str]:
+        """What its model was trained in, bf16 or fp32; empty without a training on a machine of ours."""
+        return {p for e in self.own_steps.values() if (p := (e.get("stats") or {}).get("precision")) is not None}
+
     @cached_property
     def audited(self) -> dict[str, bool | None]:
         """Whether each unlabelled row's pseudo-label is right; empty unless gold was used."""

@@ -295,6 +295,7 @@ def _describe(data: ComparisonData, cell: Cell, rates: Mapping[str, float]) -> d
         ],
         "cost": mean_cost(cell, rates),
         "final_steps": sum(steps) / len(steps) if steps else None,
+        "precisions": sorted(set().union(*(run.precisions for run in cell.done))),
         "calibration": None if calibration is None else asdict(calibration),
         "signals": [asdict(signal) for signal in rate_signals(cell)],
     }

@@ -273,6 +273,7 @@ def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
             _groups_remark(done),
             _chance_remark(results, done),
             _steps_remark(results, done),
+            _precision_remark(done),
         ]
     return tuple(remark for remark in remarks if remark)
 
@@ -326,6 +327,19 @@ def _steps_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]])
     return (
         f"Final trainings differ in optimiser steps: {results['reference_label']} {reference:.0f}, but "
         f"{', '.join(listed)}. A part of these differences may be training time."
+    )
+
+
+def _precision_remark(done: Sequence[Mapping[str, Any]]) -> str:
+    """Trainings of machines that took another precision."""
+    arms = {p: [e["label"] for e in done if p in e["precisions"]] for p in ("bf16", "fp32")}
+    if not all(arms.values()):
+        return ""
+    rarer = min(arms, key=lambda p: len(arms[p]))
+    named = "" if len(arms[rarer]) == len(done) else f" ({', '.join(arms[rarer])})"
+    return (
+        f"Not all trainings ran in one precision: some in {rarer}{named}. A part of the differences may be rounding; "
+        "trainer.precision sets one for all machines."
     )
 
 

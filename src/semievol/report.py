@@ -43,6 +43,8 @@ class Training(NamedTuple):
     steps: int
     n_tokens: int
     last_loss: float | None
+    precision: str | None
+    """bf16 or fp32; None where a server trained."""
 
 
 class Rendered(NamedTuple):
@@ -228,6 +230,7 @@ def _training(entry: dict[str, Any], config: RunConfig) -> Training:
         entry["optimizer_steps"],
         entry["n_tokens"],
         entry["last_loss"],
+        entry.get("precision"),
     )
 
 

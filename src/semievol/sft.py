@@ -85,6 +85,8 @@ def fit_stage(ctx: StageContext, model: ModelRef, rows: Sequence[SftRow], config
         "train_dollars": report.dollars,
         "last_loss": report.losses[-1][1] if report.losses else None,
     }
+    if report.precision is not None:
+        stats["precision"] = report.precision
     deterministic = {k: v for k, v in stats.items() if k not in ("train_seconds", "peak_memory_bytes", "train_dollars")}
     training = deterministic | {"losses": [list(x) for x in report.losses], "rendered_example": report.rendered_example}
     ctx.write_json(f"{ctx.stage.name}/training", training)

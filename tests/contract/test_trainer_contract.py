@@ -439,6 +439,11 @@ def test_fit_counts_tokens_without_padding(tiny_llama_dir, tiny_tokenizer, tmp_p
     assert report.peak_memory_bytes > 0
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_fit_says_what_it_computed_in(tiny_llama_dir, tmp_path, precision):
+    assert fit(tiny_llama_dir, tmp_path / "out", precision=precision, max_steps=1).precision == precision
+
+
 def test_fit_writes_nothing_to_stdout(tiny_llama_dir, tmp_path, capfd):
     fit(tiny_llama_dir, tmp_path / "out", eval_fraction=0.2)
     captured = capfd.readouterr()

@@ -525,6 +525,22 @@ def test_remark_names_the_arms_that_are_at_chance(tmp_path):
     assert "Every arm is at chance" in remarks_of(tmp_path / "all")
 
 
+def test_remark_names_trainings_in_another_precision(tmp_path):
+    write_folder(tmp_path, {"sft": 0.7, "pseudo_all": 0.7, "semievol": 0.8}, seeds=(0,))
+    step = RunDir(tmp_path / "split-0/seed-0/sft").manifest()["round-1/evolve"]
+
+    def train(arm: str, precision: str) -> str:
+        RunDir(tmp_path / f"split-0/seed-0/{arm}").record_stage(
+            "round-1/evolve", step | {"stats": {"optimizer_steps": 4, "precision": precision}}
+        )
+        return remarks_of(tmp_path)
+
+    assert "precision" not in train("sft", "bf16")
+    assert "precision" not in train("pseudo_all", "bf16")
+    assert "precision" not in train("semievol", "bf16")
+    assert "some in fp32 (SemiEvol)" in train("semievol", "fp32")
+
+
 def test_remark_names_final_trainings_of_another_length(tmp_path):
     write_folder(tmp_path, {"pseudo_all": 0.7, "semievol": 0.8}, seeds=(0,), reference="semievol")
     assert "Final trainings" not in remarks_of(tmp_path)

@@ -349,6 +349,17 @@ def test_trained_part_is_marked(page):
     assert "<mark>Answer: A</mark>" in page
 
 
+def test_report_says_what_trainings_ran_in(page, run_dir):
+    assert "Trained in" not in text_of(page)  # by a server, or by an earlier version
+    results = make_results()
+    for entry in results["training"]:
+        entry["precision"] = "bf16"
+    assert "Trained in bf16." in text_of(draw_report(make_config(), run_dir, results))
+    results["training"][0]["precision"] = "fp32"
+    text = text_of(draw_report(make_config(), run_dir, results))
+    assert "Trained in bf16 and fp32, as the machines differed" in text
+
+
 def test_report_without_test_rows(run_dir):
     results = make_results() | {"metrics": [], "comparisons": [], "groups": [], "calibration": []}
     text = text_of(draw_report(make_config(), run_dir, results))

@@ -127,6 +127,8 @@ class FitReport(NamedTuple):
     peak_memory_bytes: int = 0
     dollars: float = 0.0
     """US dollars by the prices in use, of hosted trainings; 0 where they are unknown."""
+    precision: str | None = None
+    """What `trainer.precision` came to on this machine, bf16 or fp32; None where a server trains."""
 
 
 class Trainer(Protocol):

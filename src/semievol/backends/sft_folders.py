@@ -14,10 +14,9 @@ from semievol.errors import ArtifactError, TrainingError
 from semievol.types import ModelRef
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
-    from semievol.backends.sft_trainer import SftOutcome
+    from semievol.backends.sft_trainer import SftJob, SftOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +120,7 @@ def remove_finished(output_dir: Path) -> None:
     shutil.rmtree(output_dir)
 
 
-def make_report(
-    outcome: "SftOutcome", model: ModelRef, *, n_rows: int, example: str, device: "torch.device"
-) -> FitReport:
+def make_report(outcome: "SftOutcome", job: "SftJob", model: ModelRef, *, n_rows: int, example: str) -> FitReport:
     """What the training did, with the peak of memory since it began."""
     if outcome.held_out_loss is not None:
         logger.info("loss on the held-out rows: %.4f nats per token", outcome.held_out_loss)
@@ -135,7 +132,8 @@ def make_report(
         n_tokens=outcome.n_tokens,
         losses=outcome.losses,
         rendered_example=example,
-        peak_memory_bytes=peak_bytes(str(device)),
+        peak_memory_bytes=peak_bytes(str(job.device)),
+        precision="bf16" if job.bf16 else "fp32",
     )
 
 

@@ -161,7 +161,7 @@ class TrlTrainer:
             )
             outcome = train_job(job)
             if outcome.is_first_process:
-                report = make_report(outcome, request.trained_model, n_rows=len(rows), example=example, device=device)
+                report = make_report(outcome, job, request.trained_model, n_rows=len(rows), example=example)
                 save_final(outcome, tokenizer, partial_dir, report=report, request=request)
             del opened, job, outcome
             gc.collect()
