@@ -25,6 +25,10 @@ SOURCES = get_args(LabelSource)
 
 FEWEST_GROUPS = 20
 """Units that a clustered interval needs."""
+MOST_GROUPS = 30
+"""Lines of a table by group."""
+FEWEST_GROUP_ROWS = 5
+"""Rows of a group with a line of its own, where there are more groups than lines."""
 
 ReadIds = Callable[[NDArray[np.int64]], Mapping[int, str]]
 """The ids of rows by their places, which come in order."""
@@ -85,16 +89,36 @@ def compare(
     return Comparison(a, b, metric, found.difference, found.ci_low, found.ci_high, found.p_value, found.n)
 
 
-def measure_groups(model: str, predictions: Sequence[Prediction], *, most: int = 30) -> list[dict[str, Any]]:
-    """Accuracy by group with Wilson intervals, largest groups first; nothing where rows have no group or too many."""
+def group_lines(groups: Iterable[str]) -> dict[str, str]:
+    """The line of a table by group that each group stands in, from the group of every row; the lines in order.
+
+    The largest groups have one each, largest first. Where there are more than `MOST_GROUPS`, the others share the last
+    one, and so do those of fewer than `FEWEST_GROUP_ROWS` rows.
+
+    Returns:
+        Line by group; empty where fewer than two lines would stand there, or no group of many is large enough.
+    """
+    sizes = sorted(Counter(groups).items(), key=lambda item: (-item[1], item[0]))
+    n_own = len(sizes)
+    if n_own > MOST_GROUPS:
+        n_own = min(MOST_GROUPS - 1, sum(size >= FEWEST_GROUP_ROWS for _, size in sizes))
+    if n_own == 0 or len(sizes) < 2:
+        return {}
+    others = f"{len(sizes) - n_own} other groups"
+    return {group: group if place < n_own else others for place, (group, _) in enumerate(sizes)}
+
+
+def measure_groups(model: str, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Accuracy by group with Wilson intervals, by the lines of `group_lines`; nothing where rows have no group."""
     by_group: dict[str, list[float]] = defaultdict(list)
     for prediction in predictions:
         if prediction.group is not None and prediction.score is not None:
             by_group[prediction.group].append(prediction.score)
-    if not 2 <= len(by_group) <= most:
-        return []
+    lines: dict[str, list[float]] = defaultdict(list)
+    for group, line in group_lines(group for group, scores in by_group.items() for _ in scores).items():
+        lines[line] += by_group[group]
     rows = []
-    for group, scores in sorted(by_group.items(), key=lambda item: (-len(item[1]), item[0])):
+    for group, scores in lines.items():
         interval = metrics.accuracy_interval(np.array(scores), n_bootstrap=1000, seed=0)
         rows.append(
             {

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol import metrics
-from semievol.audit import measure_calibration
+from semievol.audit import group_lines, measure_calibration
 from semievol.compare_load import COST_SUMS, ArmRun, Cell, ComparisonData, run_cost, value_text
 from semievol.compare_results import measure_cell, run_units, stack_scores
 from semievol.compare_stats import crossed_mean, share_interval, spread
@@ -21,7 +21,6 @@ Floats = NDArray[np.float64]
 SIGNALS: Mapping[str, float] = {"mean_nll": -1.0, "entropy": -1.0, "max_probability": 1.0, "agreement": 1.0}
 """Fields of a PseudoLabel that selection can rank by, with the sign that makes larger surer."""
 COVERAGES = tuple(np.round(np.linspace(0.02, 1.0, 50), 2).tolist())
-MOST_GROUPS = 30
 N_BINS = 10
 """Of a reliability diagram."""
 ROW_COUNTS = ("labeled", "unlabeled", "test", "duplicates_dropped", "rejected", "not_drawn")
@@ -116,19 +115,17 @@ def calibrate(cell: Cell) -> Calibration | None:
 
 
 def measure_groups(cell: Cell) -> list[dict[str, Any]]:
-    """Mean score by group of the test rows with intervals, largest groups first; nothing where there are too many."""
+    """Mean score by group of the test rows with intervals, by the lines of `audit.group_lines`."""
     runs = cell.done
     if not runs:
         return []
-    names = {p.example_id: p.group for run in runs for p in run.predictions}
-    groups = sorted({group for group in names.values() if group is not None})
-    if not 2 <= len(groups) <= MOST_GROUPS:
-        return []
+    names = {p.example_id: p.group for run in runs for p in run.predictions if p.group is not None}
+    line_of = group_lines(names.values())
     matrix, _ = stack_scores(runs, [run.scores for run in runs])
     ids = list(dict.fromkeys(row_id for run in runs for row_id in run.row_ids))
     lines = []
-    for group in groups:
-        part = matrix[:, [names[row_id] == group for row_id in ids]]
+    for group in dict.fromkeys(line_of.values()):
+        part = matrix[:, [row_id in names and line_of[names[row_id]] == group for row_id in ids]]
         used = np.asarray(np.isfinite(part).any(axis=1))
         units = run_units([run for run, use in zip(runs, used.tolist(), strict=True) if use])
         found = crossed_mean(part[used], units=units)
@@ -145,7 +142,7 @@ def measure_groups(cell: Cell) -> list[dict[str, Any]]:
                 "n": part.shape[1],
             }
         )
-    return sorted(lines, key=lambda line: (-line["n"], line["group"]))
+    return lines
 
 
 def rate_signals(cell: Cell) -> list[SignalQuality]:

@@ -31,7 +31,7 @@ class EvaluateSummary:
     test: str
     result: EvalResult
     groups: tuple[dict[str, Any], ...]
-    """Score by group with its interval, largest groups first; empty where rows have no group, or too many."""
+    """Score by group with its interval, largest groups first (`audit.group_lines`); empty where rows have no group."""
     calibration: dict[str, Any] | None
     """ece, brier, mean_entropy and mean_nll; None where there is no confidence."""
     n_rejected: int

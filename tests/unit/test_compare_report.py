@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from semievol.artifacts import RunDir
+from semievol.audit import measure_groups
 from semievol.compare_figures import Bar, draw_forest, standalone
 from semievol.compare_format import Column, Table, table_csv, table_latex, table_markdown
 from semievol.compare_load import answer_rates, load_comparison, run_cost
@@ -280,6 +281,26 @@ def test_groups_add_up(results):
     assert sum(line["n"] for line in lines) == 60
     mean = sum(line["value"] * line["n"] for line in lines) / 60
     assert mean == pytest.approx(entry(results, "semievol")["value"])
+
+
+def test_many_groups_share_the_last_line(tmp_path):
+    groups = [f"large {i:02}" for i in range(40)] * 6 + [f"small {i}" for i in range(8)]
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,), n_rows=len(groups), groups=groups)
+    found = build_results(load_comparison(tmp_path))
+    lines = [line for line in found["groups"] if line["arm"] == "semievol"]
+    assert [line["group"] for line in lines] == [f"large {i:02}" for i in range(29)] + ["19 other groups"]
+    assert [line["n"] for line in lines] == [6] * 29 + [11 * 6 + 8]
+    assert sum(line["value"] * line["n"] for line in lines) / 248 == pytest.approx(entry(found, "semievol")["value"])
+    run = load_comparison(tmp_path).find("semievol").done[0]
+    assert [(line["group"], line["n"]) for line in measure_groups("semievol", run.predictions)] == [
+        (line["group"], line["n"]) for line in lines
+    ]
+
+
+def test_groups_of_a_row_or_two_have_no_table(tmp_path):
+    groups = [f"document {i}" for i in range(40)]
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,), n_rows=80, groups=groups)
+    assert build_results(load_comparison(tmp_path))["groups"] == []
 
 
 def test_oracles_are_marked_everywhere(results, page):
