@@ -1,6 +1,6 @@
 """Markdown tables over all cells of benchmarks/quality.py, from the rows of each.
 
-python benchmarks/quality_tables.py [FOLDER]          # default runs/quality
+    python benchmarks/quality_tables.py [FOLDER] [--cells NAME ...]          # default: all in runs/quality
 """
 
 import argparse
@@ -23,12 +23,15 @@ def main() -> None:
     """Print the tables of all comparisons in a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/quality"))
-    print(tables(read_cells(parser.parse_args().folder)))
+    parser.add_argument("--cells", nargs="+", help="these alone, in this order")
+    arguments = parser.parse_args()
+    print(tables(read_cells(arguments.folder, arguments.cells)))
 
 
-def read_cells(folder: Path) -> dict[str, Results]:
-    """The results of each comparison in a folder, from its rows; sweeps are left out."""
+def read_cells(folder: Path, names: Sequence[str] | None = None) -> dict[str, Results]:
+    """The results of each comparison in a folder (or of those named), from its rows; sweeps are left out."""
     folders = [path.parent for path in sorted(folder.glob("*/comparison.json"))]
+    folders = folders if names is None else [folder / name for name in names]
     found = {place.name: build_results(load_comparison(place)) for place in folders}
     return {name: results for name, results in found.items() if not results["sweep"]}
 

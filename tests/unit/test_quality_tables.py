@@ -66,3 +66,7 @@ def test_cells_are_the_comparisons_of_a_folder_but_its_sweeps(tmp_path):
     cells = read_cells(tmp_path)
     assert list(cells) == ["a-20"]
     assert "| SemiEvol | 70.0 |" in tables(cells)
+    write_folder(tmp_path / "a-100", {"sft": 0.5, "semievol": 0.8}, seeds=(0,))
+    write_folder(tmp_path / "b-50", {"sft": 0.5, "semievol": 0.9}, seeds=(0,))
+    assert list(read_cells(tmp_path)) == ["a-100", "a-20", "b-50"]
+    assert list(read_cells(tmp_path, ["b-50", "a-20"])) == ["b-50", "a-20"]
