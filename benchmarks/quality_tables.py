@@ -1,6 +1,6 @@
 """Markdown tables over all cells of benchmarks/quality.py, from the rows of each.
 
-    python benchmarks/quality_tables.py [FOLDER] [--cells NAME ...]          # default: all in runs/quality
+python benchmarks/quality_tables.py [FOLDER] [--cells NAME ...]          # default: all in runs/quality
 """
 
 import argparse

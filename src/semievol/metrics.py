@@ -187,6 +187,13 @@ def hierarchical_difference(
     return PairedDifference(float(np.nanmean(differences, axis=1).mean()), low, high, p_value, n_rows)
 
 
+def fisher_p_value(hits_a: int, n_a: int, hits_b: int, n_b: int) -> float:
+    """Two-sided p-value of Fisher's exact test that two independent samples have the same share of hits."""
+    from scipy import stats
+
+    return float(stats.fisher_exact([[hits_a, n_a - hits_a], [hits_b, n_b - hits_b]]).pvalue)
+
+
 def holm(p_values: ArrayLike) -> Floats:
     """Holm's adjusted p-values (1979), in the order given; rejecting those <= alpha holds the familywise error."""
     p = _as_shares("p_values", p_values)

@@ -122,6 +122,7 @@ def build_page(config: RunConfig, run_dir: RunDir, results: dict[str, Any]) -> d
         "rounds": report_tables.round_lines(
             entries, keep_fraction=config.select.keep_fraction, apply_to=config.select.apply_to
         ),
+        "answers": report_tables.answer_lines(results, entries),
         "cascades": results.get("cascade", []),
         "figures": draw_figures(run_dir, results, metric=METRIC_NAMES[metric]),
         "trainings": [_training(entry, config) for entry in results["training"]],

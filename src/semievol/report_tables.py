@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from semievol import metrics
 from semievol.artifacts import RunDir
 from semievol.figures import MODEL_LABELS
+from semievol.types import choice_letter
 
 SETS = {
     "all": "all",
@@ -22,6 +24,10 @@ SIGNALS = {
     "agreement": "agreement of the samples",
     "sample_entropy": "entropy of the sampled answers",
 }
+
+
+MOST_P = 0.01
+"""Largest p at which an answer counts as given more or less often than among the labelled rows."""
 
 
 class Mark(NamedTuple):
@@ -115,6 +121,17 @@ class RoundLine(NamedTuple):
     """Answers that the selection all but took out; empty where there are none."""
     remedy: str
     """What would bring them back."""
+
+
+class AnswerLine(NamedTuple):
+    """How often one answer of a fixed set is given, as shares."""
+
+    answer: str
+    labeled: float
+    rounds: tuple[tuple[float, float], ...]
+    """(of the pseudo-labels, of the kept ones), in the order of the rounds."""
+    differs: bool
+    """Whether the first round's pseudo-labels have it more or less often than the labelled rows beyond chance."""
 
 
 class CostLine(NamedTuple):
@@ -272,6 +289,43 @@ def round_lines(entries: Sequence[Mapping[str, Any]], *, keep_fraction: float, a
         )
         for e in entries
     ]
+
+
+def answer_lines(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> list[AnswerLine]:
+    """How often each answer is given, the most frequent first; empty where rows do not choose among the same answers.
+
+    Differences between the labelled rows and the first round are tested by Fisher's exact test with Holm's correction
+    over the answers, at 1%.
+    """
+    task = results["task"]
+    labeled: Mapping[str, int] = results["rows"].get("targets", {}).get("labeled", {})
+    rounds: list[Mapping[str, tuple[int, int]]] = [(e.get("threshold") or {}).get("answers") or {} for e in entries]
+    if not (task["labels"] or task["shared_choices"]) or not labeled or not rounds or not all(rounds):
+        return []
+    first = rounds[0]
+    answers = sorted({*labeled, *first}, key=lambda answer: (-first.get(answer, (0, 0))[0], answer))
+    n_labeled, n_first = sum(labeled.values()), sum(n for n, _ in first.values())
+    p_values = [
+        metrics.fisher_p_value(first.get(answer, (0, 0))[0], n_first, labeled.get(answer, 0), n_labeled)
+        for answer in answers
+    ]
+    adjusted = metrics.holm(p_values).tolist()
+    named = {choice_letter(i): text for i, text in enumerate(task["shared_choices"])}
+    return [
+        AnswerLine(
+            f"{answer} ({named[answer]})" if answer in named else answer,
+            labeled.get(answer, 0) / n_labeled,
+            tuple(_shares(found, answer) for found in rounds),
+            p <= MOST_P,
+        )
+        for answer, p in zip(answers, adjusted, strict=True)
+    ]
+
+
+def _shares(found: Mapping[str, tuple[int, int]], answer: str) -> tuple[float, float]:
+    n, n_kept = found.get(answer, (0, 0))
+    total, total_kept = (sum(column) for column in zip(*found.values(), strict=True))
+    return n / total, n_kept / max(1, total_kept)
 
 
 def cost_lines(stages: Sequence[Mapping[str, Any]]) -> list[CostLine]:

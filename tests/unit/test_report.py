@@ -4,15 +4,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from semievol.artifacts import RunDir
 from semievol.config import parse_config
 from semievol.drafts import Rejected
 from semievol.duplicates import Duplicate
 from semievol.errors import ArtifactError
+from semievol.metrics import holm
 from semievol.report import draw_report, split_rendered
 from semievol.report_rows import choose_rows, cut_text, find_record, sample_records
-from semievol.report_tables import place_marks, read_strip
+from semievol.report_tables import answer_lines, place_marks, read_strip
 from semievol.report_text import detectable_difference, p_value, signed, write_headline
 from semievol.types import (
     AuditedRow,
@@ -358,6 +360,51 @@ def test_report_says_what_trainings_ran_in(page, run_dir):
     results["training"][0]["precision"] = "fp32"
     text = text_of(draw_report(make_config(), run_dir, results))
     assert "Trained in bf16 and fp32, as the machines differed" in text
+
+
+def answered(labeled: dict[str, int], **found: tuple[int, int]) -> dict:
+    """Results of a task with three shared options, whose pseudo-labels and kept ones are as many."""
+    results = make_results()
+    results["task"] = {"type": "choice", "labels": [], "shared_choices": ["down", NASTY, "up"]}
+    results["rows"] = results["rows"] | {"targets": {"labeled": labeled, "test": {}}}
+    results["pseudo_labels"][0]["threshold"]["answers"] = found
+    return results
+
+
+def test_answers_are_held_against_the_labelled_rows():
+    results = answered({"A": 10, "B": 60, "C": 30}, A=(110, 55), B=(420, 400), C=(470, 45))
+    lines = answer_lines(results, results["pseudo_labels"])
+    assert [line.answer for line in lines] == ["C (up)", f"B ({NASTY})", "A (down)"]
+    assert [line.labeled for line in lines] == pytest.approx([0.3, 0.6, 0.1])
+    assert [line.rounds for line in lines] == [((0.47, 0.09),), ((0.42, 0.8),), ((0.11, 0.11),)]
+    p_values = [
+        stats.fisher_exact([[ours, 1000 - ours], [theirs, 100 - theirs]]).pvalue
+        for ours, theirs in ((470, 30), (420, 60), (110, 10))
+    ]
+    assert [line.differs for line in lines] == (holm(p_values) <= 0.01).tolist() == [True, True, False]
+
+
+def test_report_shows_answers_that_are_given_too_often(run_dir):
+    same = answered({"A": 10, "B": 60, "C": 30}, A=(110, 55), B=(600, 400), C=(290, 45))
+    text = text_of(draw_report(make_config(), run_dir, same))
+    assert "How often each answer is given" in text
+    assert "let expect" not in text
+    other = answered({"A": 10, "B": 60, "C": 30}, A=(110, 55), B=(420, 400), C=(470, 45))
+    text = text_of(draw_report(make_config(), run_dir, other))
+    assert "let expect: C (up) 47.0% against 30.0%, B" in text
+
+
+@pytest.mark.parametrize("missing", ["options", "targets", "answers"])
+def test_answers_are_left_out_where_they_say_nothing(page, missing):
+    results = answered({"A": 10, "B": 60}, A=(3, 1), B=(3, 1))
+    if missing == "options":  # each row has its own
+        results["task"]["shared_choices"] = []
+    elif missing == "targets":
+        results["rows"]["targets"] = {}
+    else:  # of an earlier version, or a bound's selection
+        del results["pseudo_labels"][0]["threshold"]["answers"]
+    assert answer_lines(results, results["pseudo_labels"]) == []
+    assert "How often each answer" not in page
 
 
 def test_report_without_test_rows(run_dir):

@@ -130,6 +130,7 @@ def test_an_answer_that_the_selection_takes_out_is_said(tmp_path):
     ]
     threshold = RunDir(tmp_path / "half").read_json("round-1/select/threshold")
     assert threshold["scarce"] == {"B": [20, 0]}
+    assert threshold["answers"] == {"A": [40, 33], "B": [20, 0], "C": [5, 0]}
     notes.clear()
     select_labels(tmp_path / "all", labels, reporter=reporter, keep_fraction=1)
     assert notes == []

@@ -189,10 +189,10 @@ def run(ctx: StageContext) -> StageStats:
     if n_unmeasured:
         stats["n_unmeasured"] = n_unmeasured
     by_answer = {answer: one._asdict() for answer, one in thresholds.items()}
-    ctx.write_json(
-        "select/threshold",
-        stats | {"scarce": scarce, "remedies": remedies} | ({"by_answer": by_answer} if config.per_answer else {}),
-    )
+    found = {"scarce": scarce, "remedies": remedies} | ({"by_answer": by_answer} if config.per_answer else {})
+    if is_closed:
+        found["answers"] = {answer: (n, n_of_kept[answer]) for answer, n in sorted(n_of_answer.items())}
+    ctx.write_json("select/threshold", stats | found)
     return stats
 
 
