@@ -4,7 +4,7 @@ python benchmarks/quality_tables.py [FOLDER] [--cells NAME ...]          # defau
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/quality"))
     parser.add_argument("--cells", nargs="+", help="these alone, in this order")
     arguments = parser.parse_args()
+    for name in arguments.cells or ():
+        if not (arguments.folder / name / "comparison.json").exists():
+            parser.error(
+                f"--cells {name}: {arguments.folder / name} holds no comparison; run benchmarks/quality.py first"
+            )
     print(tables(read_cells(arguments.folder, arguments.cells)))
 
 
@@ -115,7 +120,7 @@ def _interval(found: Mapping[str, Any]) -> str:
 def _pooled_table(cells: Mapping[str, Results]) -> str:
     lines = [["", "minus the reference", "minus the method", "cells", "draws"]]
     for arm, label in _arms(cells):
-        found = [_pooled(cells, arm, lambda results, key=key: str(results[key])) for key in ("reference", "main")]
+        found = [_pooled(cells, arm, key) for key in ("reference", "main")]
         if any(found):
             n_cells, n_draws = next((x.n_cells, x.n_draws) for x in found if x)
             lines.append([label, *(_interval(x._asdict()) if x else "" for x in found), str(n_cells), str(n_draws)])
@@ -132,13 +137,13 @@ class Pooled(NamedTuple):
     n_draws: int
 
 
-def _pooled(cells: Mapping[str, Results], arm: str, other: Callable[[Results], str]) -> Pooled | None:
-    """The mean of the cells' mean differences; None where no cell has several draws.
+def _pooled(cells: Mapping[str, Results], arm: str, other: str) -> Pooled | None:
+    """The mean of the cells' mean differences to the arm under the key `other`; None where no cell has several draws.
 
     Cells are fixed, draws are a sample in each: the variance of a cell's mean is that of its draws over their number,
     and the degrees of freedom are those of all cells together.
     """
-    by_cell = [_paired(results, arm, other(results)) for results in cells.values() if arm != other(results)]
+    by_cell = [_paired(results, arm, results[other]) for results in cells.values() if arm != results[other]]
     used = [differences for differences in by_cell if len(differences) > 1]
     if not used:
         return None

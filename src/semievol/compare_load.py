@@ -202,7 +202,7 @@ def answer_rates(data: ComparisonData) -> dict[str, float]:
     return {kind: seconds[kind] / n for kind, n in tokens.items() if n}
 
 
-def run_cost(run: ArmRun, rates: Mapping[str, float] | None = None) -> dict[str, float]:
+def run_cost(run: ArmRun, rates: Mapping[str, float]) -> dict[str, float]:
     """What making the model of a run took: all its steps, shared ones too, but those that only measure.
 
     Answers taken from the row store count too (`reused_*`), as the arm alone would have had to ask for them: their
@@ -218,7 +218,7 @@ def run_cost(run: ArmRun, rates: Mapping[str, float] | None = None) -> dict[str,
     for name, entry in run.own_steps.items():
         step = dict(entry.get("cost") or {})
         kind = name.rpartition("/")[2]
-        reused = (rates or {}).get(kind, 0.0) * sum(step.get(f"reused_{key}") or 0 for key in ANSWER_TOKENS)
+        reused = rates.get(kind, 0.0) * sum(step.get(f"reused_{key}") or 0 for key in ANSWER_TOKENS)
         step["reused_seconds"] = step["reused_model_seconds"] = reused
         if kind in MEASURING:
             answer = step if name == "measure" else answer

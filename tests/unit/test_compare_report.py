@@ -186,7 +186,7 @@ def test_gap_is_not_defined_where_gold_gains_nothing_certain(tmp_path):
 
 def test_cost_counts_shared_steps_and_leaves_measuring_out(folder):
     runs = {run.arm: run for cell in load_comparison(folder).cells for run in cell.done}
-    cost = run_cost(runs["semievol"])
+    cost = run_cost(runs["semievol"], {})
     seconds = [e["cost"]["seconds"] for name, e in runs["semievol"].steps.items() if name != "measure"]
     assert cost["seconds"] == pytest.approx(sum(seconds))
     assert cost["shared_seconds"] == 12.0
@@ -198,11 +198,11 @@ def test_cost_counts_tokens_of_answers_from_the_row_store(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     data = load_comparison(tmp_path / "copy")
     run = data.find("semievol").done[0]
-    before = run_cost(run)["prompt_tokens"]
+    before = run_cost(run, {})["prompt_tokens"]
     step = dict(run.steps["warmup"])
     step["cost"] = step["cost"] | {"reused_prompt_tokens": 70}
     RunDir(run.folder).record_stage("warmup", step)
-    assert run_cost(load_comparison(tmp_path / "copy").find("semievol").done[0])["prompt_tokens"] == before + 70
+    assert run_cost(load_comparison(tmp_path / "copy").find("semievol").done[0], {})["prompt_tokens"] == before + 70
 
 
 def test_time_of_stored_answers_is_that_of_as_many_tokens_of_the_same_step(folder, tmp_path):
@@ -216,7 +216,7 @@ def test_time_of_stored_answers_is_that_of_as_many_tokens_of_the_same_step(folde
     data = load_comparison(tmp_path / "copy")
     run, rates = data.find("semievol").done[0], answer_rates(data)
     assert rates["propagate"] == pytest.approx(6.0 / 300)
-    estimated, measured = run_cost(run, rates), run_cost(run)
+    estimated, measured = run_cost(run, rates), run_cost(run, {})
     assert estimated["reused_seconds"] == pytest.approx(24.0)
     assert estimated["seconds"] - measured["seconds"] == pytest.approx(24.0)
     assert estimated["model_seconds"] - measured["model_seconds"] == pytest.approx(24.0)
@@ -228,7 +228,7 @@ def test_control_does_not_pay_for_the_method_whose_steps_it_counts(folder):
     for init, steps in {"base": ["data"], "warm": ["data", "warmup"]}.items():
         run = next(run for run in load_comparison(folder).find("sft_matched").done)
         run.__dict__["config"] = {"evolve": {"init": init}}
-        assert run_cost(run)["seconds"] == pytest.approx(sum(run.steps[name]["cost"]["seconds"] for name in steps))
+        assert run_cost(run, {})["seconds"] == pytest.approx(sum(run.steps[name]["cost"]["seconds"] for name in steps))
 
 
 def test_total_cost_counts_each_step_once(folder, results):

@@ -53,6 +53,8 @@ from semievol.types import (
 
 PLAIN_WARM = "warm-0"
 """The configuration whose prompt is the one under which confidence is measured."""
+UNPARSABLE = "unparsable answer"
+TOO_LONG = "justification prompt too long"
 
 
 def needs_justification(vote: Vote, config: JustifyConfig) -> bool:
@@ -82,7 +84,7 @@ class Verdict(NamedTuple):
     answer: str | None
     text: str
     mean_nll: float | None
-    reason: str = "unparsable answer"
+    reason: str = UNPARSABLE
     """Why the row is dropped if there is no answer."""
 
 
@@ -96,9 +98,6 @@ def judge(ctx: StageContext, drafts: list[Draft], prompts: PromptBuilder, model:
     asked = [(d, t) for d, t, n in zip(drafts, turns, over, strict=True) if not n]
     found = iter(_ask_judge(ctx, asked, prompts, model, text) if asked else ())
     return [Verdict(None, f"{n} tokens over model.max_length", None, TOO_LONG) if n else next(found) for n in over]
-
-
-TOO_LONG = "justification prompt too long"
 
 
 def _tokens_over(ctx: StageContext, turns: Sequence[Message]) -> int:
@@ -152,7 +151,7 @@ def settle(draft: Draft, verdict: Verdict | None, prompts: PromptBuilder) -> Pse
     answer = draft.vote.answer if verdict is None else verdict.answer
     if answer is None:
         detail = "no configuration gave a parsable answer" if verdict is None else verdict.text[:200]
-        reason = "unparsable answer" if verdict is None else verdict.reason
+        reason = UNPARSABLE if verdict is None else verdict.reason
         return Dropped(draft.example.id, "justify", reason, detail=detail)
     source: LabelSource = "justified"
     if verdict is None:
