@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -229,8 +229,12 @@ def folder_hash(path: Path) -> str:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder if it is there."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Delete a folder if it is there; no process ever sees a part of it in its place."""
+    removed = path.with_name(path.name + ".removed")
+    with suppress(OSError):
+        shutil.rmtree(removed, ignore_errors=True)
+        path.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _digest(stream: Any) -> str:

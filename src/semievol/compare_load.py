@@ -206,12 +206,12 @@ def run_cost(run: ArmRun, rates: Mapping[str, float]) -> dict[str, float]:
     """What making the model of a run took: all its steps, shared ones too, but those that only measure.
 
     Answers taken from the row store count too (`reused_*`), as the arm alone would have had to ask for them: their
-    tokens, and for their time the tokens by the `rates` of `answer_rates`.
+    tokens, and for their time the tokens by the `rates` of `answer_rates`. So does a training that another step did.
 
     Keys: seconds, model_seconds, prompt_tokens, completion_tokens, forward_passes, train_tokens, optimizer_steps,
-    peak_memory_bytes (the largest of a step), shared_seconds (of steps that other arms use too), reused_seconds (how
-    much of the seconds is such an estimate), and answer_seconds, answer_prompt_tokens and answer_completion_tokens per
-    test row.
+    peak_memory_bytes (the largest of a step), shared_seconds (of steps and trainings that other arms use too),
+    reused_seconds (how much of the seconds is estimated, of stored answers), and answer_seconds, answer_prompt_tokens
+    and answer_completion_tokens per test row.
     """
     cost = dict.fromkeys((*COST_SUMS, "optimizer_steps", "peak_memory_bytes", "shared_seconds", "reused_seconds"), 0.0)
     answer: Mapping[str, Any] = {}
@@ -219,7 +219,9 @@ def run_cost(run: ArmRun, rates: Mapping[str, float]) -> dict[str, float]:
         step = dict(entry.get("cost") or {})
         kind = name.rpartition("/")[2]
         reused = rates.get(kind, 0.0) * sum(step.get(f"reused_{key}") or 0 for key in ANSWER_TOKENS)
-        step["reused_seconds"] = step["reused_model_seconds"] = reused
+        trained = step.get("reused_seconds") or 0.0
+        for key in ("reused_seconds", "reused_model_seconds"):
+            step[key] = (step.get(key) or 0.0) + reused
         if kind in MEASURING:
             answer = step if name == "measure" else answer
             continue
@@ -228,7 +230,7 @@ def run_cost(run: ArmRun, rates: Mapping[str, float]) -> dict[str, float]:
             cost[key] += (step.get(key) or 0) + (step.get(f"reused_{key}") or 0)
         cost["optimizer_steps"] += (entry.get("stats") or {}).get("optimizer_steps") or 0
         cost["peak_memory_bytes"] = max(cost["peak_memory_bytes"], step.get("peak_memory_bytes") or 0)
-        cost["shared_seconds"] += (step.get("seconds") or 0) if entry.get("shared_from") else 0
+        cost["shared_seconds"] += trained + ((step.get("seconds") or 0) if entry.get("shared_from") else 0)
     n_rows = max(1, len(run.predictions))
     for key in ("seconds", "prompt_tokens", "completion_tokens"):
         cost[f"answer_{key}"] = ((answer.get(key) or 0) + (answer.get(f"reused_{key}") or 0)) / n_rows

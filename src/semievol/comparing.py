@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semievol.arms import ARMS, choose_arms
-from semievol.artifacts import RunDir
+from semievol.artifacts import RunDir, remove_folder
 from semievol.compare_models import drop_models
 from semievol.compare_plan import (
     LIGHT,
@@ -53,7 +53,7 @@ from semievol.config import RunConfig
 from semievol.errors import SemiEvolError
 from semievol.pipeline import run_steps
 from semievol.progress import ConsoleReporter
-from semievol.sharing import Failures, SharedSteps
+from semievol.sharing import LOCKS, Failures, SharedSteps
 from semievol.stage import Reporter, SilentReporter
 
 
@@ -141,6 +141,7 @@ def compare(
             _run_in_processes(work)
         else:
             _run_in_this_process(work)
+        remove_folder(output_dir / LOCKS)
     return output_dir
 
 

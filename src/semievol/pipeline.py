@@ -21,6 +21,7 @@ from semievol.backends.host_memory import restart_peak
 from semievol.backends.notes import hosted_notes
 from semievol.config import RunConfig, Section
 from semievol.errors import ConfigError, SemiEvolError
+from semievol.sft import TRAINED_IN
 from semievol.sharing import SharedSteps
 from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
 from semievol.stages import adapt, control, data, evaluate, evolve, justify, propagate, report, retrieve, select, warmup
@@ -152,7 +153,7 @@ def _run_locked(
         if step.name not in left:
             reporter.done(step.name, "done before", 0.0)
             continue
-        ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round)
+        ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round, shared)
         if config.generator.type in HOSTED and step.stage.name not in ("data", "report"):
             _check_server(ctx)
         if config.embedder.type in HOSTED and step.stage.name in ("adapt", "warmup") and "retrieve" in stages:
@@ -224,17 +225,21 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
     before, start = ctx.backends.usage, time.perf_counter()
     stats = step.stage.run(ctx)
     after, seconds = ctx.backends.usage, time.perf_counter() - start
+    train_seconds, train_tokens = stats.get("train_seconds", 0.0), stats.get("n_tokens", 0)
+    is_reused = TRAINED_IN in stats
     cost = {
         "seconds": round(seconds, 3),
-        "model_seconds": round(after.model_seconds - before.model_seconds + stats.get("train_seconds", 0.0), 3),
+        "model_seconds": round(after.model_seconds - before.model_seconds + (0 if is_reused else train_seconds), 3),
         "prompt_tokens": after.prompt_tokens - before.prompt_tokens,
         "completion_tokens": after.completion_tokens - before.completion_tokens,
         "forward_passes": after.forward_passes - before.forward_passes,
         "requests": after.requests - before.requests,
-        "dollars": round(after.dollars - before.dollars + stats.get("train_dollars", 0.0), 6),
-        "train_tokens": stats.get("n_tokens", 0),
+        "dollars": round(after.dollars - before.dollars + (0 if is_reused else stats.get("train_dollars", 0.0)), 6),
+        "train_tokens": 0 if is_reused else train_tokens,
         "reused_prompt_tokens": ctx.reused.prompt_tokens,
         "reused_completion_tokens": ctx.reused.completion_tokens,
+        **({f"reused_{key}": round(train_seconds, 3) for key in ("seconds", "model_seconds")} if is_reused else {}),
+        **({"reused_train_tokens": train_tokens} if is_reused else {}),
         "peak_memory_bytes": max(after.peak_memory_bytes, stats.get("peak_memory_bytes", 0)),
     }
     ctx.run_dir.record_stage(step.name, {"fingerprint": fingerprint, "stats": stats, "cost": cost})

@@ -1,6 +1,7 @@
 """Turns records into the rows that a Trainer takes, and trains for the stages that do."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 
 from semievol.config import StageTrainingConfig, TrainerConfig
 from semievol.errors import DataError
@@ -8,6 +9,10 @@ from semievol.prompts import PromptBuilder
 from semievol.spool import DiskSequence
 from semievol.stage import StageContext, StageStats
 from semievol.types import Example, ModelRef, SftRow, SoftTarget
+
+TRAINED_IN = "trained_in"
+"""Key in the stats of a step whose training another step of the comparison did: that step, from the root."""
+_UNSTABLE = ("train_seconds", "peak_memory_bytes", "train_dollars", TRAINED_IN)
 
 
 def build_sft_rows(examples: Iterable[Example], builder: PromptBuilder) -> list[SftRow]:
@@ -69,12 +74,22 @@ def stage_trainer_config(
 
 
 def fit_stage(ctx: StageContext, model: ModelRef, rows: Sequence[SftRow], config: TrainerConfig) -> StageStats:
-    """Train for a stage: the model to `<stage>/adapter`, its reference and what the training did to artifacts."""
+    """Train for a stage: the model to `<stage>/adapter`, its reference and what the training did to artifacts.
+
+    A training that another step of the comparison has done, whatever its rows came from, is taken over; the stats name
+    that step under `trained_in`.
+    """
     trainer = ctx.backends.trainer()
     n_steps = trainer.count_steps(len(rows), config)
     output_dir = ctx.run_dir.path.resolve() / ctx.artifact(f"{ctx.stage.name}/adapter")
     advance = ctx.reporter.task(f"fine-tuning on {len(rows):,} rows", n_steps, "steps")
-    report = trainer.fit(model, rows, output_dir, config=config, seed=ctx.config.seed, progress=advance)
+    seed = ctx.config.seed
+    with ExitStack() as held:
+        trained_in = None
+        if ctx.shared is not None:
+            fingerprint = trainer.fingerprint(model, rows, config=config, seed=seed)
+            trained_in = held.enter_context(ctx.shared.hold_training(fingerprint, output_dir, note=ctx.reporter.note))
+        report = trainer.fit(model, rows, output_dir, config=config, seed=seed, progress=advance)
     ctx.write_model(f"{ctx.stage.name}/model", report.model)
     stats: StageStats = {
         "n_rows": report.n_rows,
@@ -87,7 +102,9 @@ def fit_stage(ctx: StageContext, model: ModelRef, rows: Sequence[SftRow], config
     }
     if report.precision is not None:
         stats["precision"] = report.precision
-    deterministic = {k: v for k, v in stats.items() if k not in ("train_seconds", "peak_memory_bytes", "train_dollars")}
+    if trained_in is not None:
+        stats[TRAINED_IN] = trained_in
+    deterministic = {k: v for k, v in stats.items() if k not in _UNSTABLE}
     training = deterministic | {"losses": [list(x) for x in report.losses], "rendered_example": report.rendered_example}
     ctx.write_json(f"{ctx.stage.name}/training", training)
     return stats

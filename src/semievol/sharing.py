@@ -1,19 +1,29 @@
-"""Finished steps of other run folders: found by fingerprint, taken over as hard links.
+"""Finished steps and trainings of other run folders: found by fingerprint, taken over as hard links.
 
-A fingerprint covers all that a step's result depends on, so an equal one means equal artifacts. Files of a run folder
-are replaced and never changed in place, so a link is as good as a copy and costs no room.
+A fingerprint covers all that a step's result depends on, so an equal one means equal artifacts. That of a step goes by
+what comes before it; that of a training by the rows themselves, so steps that differ may have the same training: a
+selection that keeps the same answers for another reason, a control beside another method. Files of a run folder are
+replaced and never changed in place, so a link is as good as a copy and costs no room.
 """
 
+import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from semievol.artifacts import DROPPED, RunDir, remove_folder
+from semievol.backends.base import FIT_REPORT
 
 Failures = dict[tuple[str, str], str]
 """Why steps failed, by name and fingerprint."""
+
+LOCKS = ".trainings"
+"""Folder under the root with a lock for each training that is done; not needed when no process is left."""
 
 
 class SharedSteps:
@@ -71,6 +81,46 @@ class SharedSteps:
         target.record_stage(name, entry | {"shared_from": shared})
         return True
 
+    @contextmanager
+    def hold_training(self, fingerprint: str, folder: Path, *, note: Callable[[str], None]) -> Iterator[str | None]:
+        """Hold a training, so that no two processes do it, and link it to `folder` where it is finished elsewhere.
+
+        Args:
+            fingerprint: `Trainer.fingerprint`.
+            folder: Where it is to stand.
+            note: Told when another process has it in hand, before the wait for that process.
+
+        Yields:
+            Step that did it, from the root, such as `split-0/seed-0/semievol/round-1/evolve`; None if it has to be done
+            or stands in `folder` already.
+        """
+        path = self._root / LOCKS / f"{fingerprint[:32]}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            note("another process has the same training in hand; waiting for it")
+            lock.acquire()
+        try:
+            yield None if _trained_in(folder, fingerprint) else self._link_training(fingerprint, folder)
+        finally:
+            lock.release()
+
+    def _link_training(self, fingerprint: str, folder: Path) -> str | None:
+        for report in sorted(self._root.glob(f"**/adapter/{FIT_REPORT}")):
+            source = report.parent
+            if not _trained_in(source, fingerprint):
+                continue
+            try:
+                _link_folder(source, folder)
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            if _trained_in(source, fingerprint):  # a folder goes as a whole, so all of it was there
+                return source.parent.relative_to(self._root).as_posix()
+            remove_folder(folder)
+        return None
+
     def note_failure(self, name: str, fingerprint: str, error: str) -> None:
         """Remember that a step failed: with the same inputs it would fail again."""
         self._errors[name, fingerprint] = error
@@ -78,6 +128,14 @@ class SharedSteps:
     def failure(self, name: str, fingerprint: str) -> str | None:
         """Why this step failed in another run; None if it did not."""
         return self._errors.get((name, fingerprint))
+
+
+def _trained_in(folder: Path, fingerprint: str) -> bool:
+    try:
+        found: dict[str, Any] = json.loads((folder / FIT_REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return found.get("fingerprint") == fingerprint
 
 
 def _link_file(source: Path, target: Path) -> None:

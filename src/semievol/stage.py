@@ -33,6 +33,7 @@ from semievol.backends.base import (
 from semievol.config import LARGEST_SHARD, RayGeneratorConfig, RunConfig, local_generator
 from semievol.errors import ArtifactError, GenerationError
 from semievol.prompts import PromptBuilder
+from semievol.sharing import SharedSteps
 from semievol.spool import Spool
 from semievol.types import ChoiceRequest, ChoiceScores, Message, ModelRef, Request, Result, Sampling, TaskFacts
 
@@ -176,6 +177,8 @@ class StageContext:
     backends: Backends
     reporter: Reporter
     round: int = 1
+    shared: SharedSteps | None = None
+    """What other run folders have finished; None for a run of its own."""
     reused: Usage = field(default_factory=Usage)
     """What the answers that the row store already had cost when they were made."""
     _model_keys: dict[ModelRef, str] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from semievol.artifacts import RunDir
-from semievol.backends.base import open_trainer
+from semievol.backends.base import FIT_REPORT, open_trainer
 from semievol.backends.openai_jobs import FINGERPRINT_KEY, JobRecord, JobSpec, read_record, start_job, write_record
 from semievol.backends.openai_rows import build_training_file
 from semievol.backends.openai_server import open_server
@@ -81,6 +81,18 @@ def test_fit_returns_the_tuned_model_and_what_the_job_did(emulator, tmp_path):
     assert report.losses[0][1] > report.losses[-1][1]
     assert (report.n_rows, report.n_tokens > 0) == (20, True)
     assert report.rendered_example == "[user]\nwhere is parcel 0? #A\n[assistant]\n⟦Answer: A⟧"
+
+
+def test_fingerprint_is_that_of_the_finished_training(emulator, tmp_path):
+    fit(emulator, tmp_path / "out", seed=3)
+    stored = json.loads((tmp_path / "out" / FIT_REPORT).read_text())["fingerprint"]
+    trainer, config = OpenAITrainer(ModelConfig(path=MODEL)), make_config(emulator)
+    found = [
+        trainer.fingerprint(ModelRef(MODEL), rows, config=config, seed=seed)
+        for rows, seed in ((make_rows(), 3), (make_rows(19), 3), (make_rows(), 4))
+    ]
+    assert found[0] == stored
+    assert len(set(found)) == 3
 
 
 def test_fit_asks_for_what_the_config_says(emulator, tmp_path):

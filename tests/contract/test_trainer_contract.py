@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from semievol.backends.base import open_trainer
+from semievol.backends.base import FIT_REPORT, open_trainer
 from semievol.config import FakeTrainerConfig, ModelConfig, TrlTrainerConfig
 from semievol.errors import ArtifactError, ConfigError, TrainingError
 from semievol.types import Message, ModelRef, SftRow
@@ -329,6 +330,29 @@ def test_fit_finished_is_taken_as_it_is(tiny_llama_dir, tmp_path):
     assert counts == [3]
     assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_mtime_ns == before
     assert fit(tiny_llama_dir, tmp_path / "out", max_steps=2).optimizer_steps == 2
+
+
+def test_fingerprint_is_that_of_the_finished_training_and_tells_others_apart(tiny_llama_dir, tmp_path):
+    fit(tiny_llama_dir, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / FIT_REPORT).read_text())["fingerprint"]
+    trainer = open_trainer(make_config(), ModelConfig(path=tiny_llama_dir, device="cpu"))
+
+    def fingerprint(rows, seed=0, adapter=None, **changes):
+        return trainer.fingerprint(ModelRef(tiny_llama_dir, adapter), rows, config=make_config(**changes), seed=seed)
+
+    rows = make_rows(10)
+    others = [
+        fingerprint(rows[:-1]),
+        fingerprint([*rows[1:], rows[0]]),
+        fingerprint([*rows[:-1], replace(rows[-1], completion="Answer: C")]),
+        fingerprint([*rows[:-1], replace(rows[-1], weight=0.5)]),
+        fingerprint(rows, seed=1),
+        fingerprint(rows, learning_rate=2e-3),
+        fingerprint(rows, precision="bf16"),
+        fingerprint(rows, adapter=str(tmp_path / "out")),
+    ]
+    assert fingerprint(rows) == stored
+    assert len({stored, *others}) == len(others) + 1
 
 
 def test_fit_does_not_remove_what_it_did_not_write(tiny_llama_dir, tmp_path):

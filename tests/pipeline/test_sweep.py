@@ -5,12 +5,13 @@ from collections import Counter
 import pytest
 
 from semievol.artifacts import RunDir
+from semievol.compare_load import load_comparison, run_cost
 from semievol.comparing import compare
 from semievol.comparison import read_comparison
 from semievol.errors import ConfigError
 from semievol.sweeping import plan_points, point_settings
 from semievol.types import Example
-from tests.pipeline.test_compare import Recorder
+from tests.pipeline.test_compare import Recorder, artifacts
 
 
 def run_sweep(config, folder, axes, arms=("semievol",), **options) -> Counter[str]:
@@ -33,6 +34,39 @@ def test_points_of_theta_share_all_before_selection(make_config, tmp_path):
         if r.arm == "semievol"
     ]
     assert kept == [8, 40, 80]
+
+
+def test_points_that_keep_the_same_rows_train_once(make_config, tmp_path):
+    """The steps have other fingerprints, as their selections have other settings; the trainings are over equal rows."""
+    ran = run_sweep(make_config(), tmp_path / "s", {"theta": [0.5, 0.499, 0.3]})
+    assert ran["round-1/evolve"] == 3
+    alone = run_sweep(make_config(), tmp_path / "alone", {"theta": [0.499]})
+    assert alone["round-1/evolve"] == 1
+    place = "split-0/seed-0/semievol"
+    points = ("s/theta=0.5", "s/theta=0.499", "s/theta=0.3", "alone/theta=0.499")
+    first, equal, other, own = (RunDir(tmp_path / point / place) for point in points)
+    model = "round-1/evolve/adapter/fake_adapter.json"
+    assert (equal.path / model).samefile(first.path / model)
+    assert not (other.path / model).samefile(first.path / model)
+    entries = {run: run.manifest()["round-1/evolve"] for run in (first, equal, other, own)}
+    assert [e["stats"].get("trained_in") for e in entries.values()] == [
+        None,
+        f"theta=0.5/{place}/round-1/evolve",
+        None,
+        None,
+    ]
+    assert artifacts(equal.path) == artifacts(own.path)
+    costs = [entries[run]["cost"] for run in (equal, own)]
+    assert costs[0]["train_tokens"] == 0 < costs[0]["reused_train_tokens"] == costs[1]["train_tokens"]
+    assert run_cost(find_run(tmp_path / "s", "0.499"), {})["train_tokens"] == sum(
+        e["cost"]["train_tokens"] for e in own.manifest().values()
+    )
+    assert not (tmp_path / "s" / ".trainings").exists()
+
+
+def find_run(folder, theta):
+    cells = load_comparison(folder).cells
+    return next(cell.runs[0] for cell in cells if cell.setting["theta"] == float(theta))
 
 
 def test_record_of_a_sweep_says_its_points(make_config, tmp_path):

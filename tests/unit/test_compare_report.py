@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score
 
 from semievol.artifacts import RunDir
 from semievol.audit import measure_groups
+from semievol.compare_details import total_cost
 from semievol.compare_figures import Bar, draw_forest, standalone
 from semievol.compare_format import Column, Table, table_csv, table_latex, table_markdown
 from semievol.compare_load import answer_rates, load_comparison, run_cost
@@ -222,6 +223,23 @@ def test_time_of_stored_answers_is_that_of_as_many_tokens_of_the_same_step(folde
     assert estimated["model_seconds"] - measured["model_seconds"] == pytest.approx(24.0)
     found = find(build_results(data)["arms"], "semievol")["cost"]
     assert found["reused_seconds"] == pytest.approx(24.0 / len(data.seeds))
+
+
+def test_cost_counts_a_training_that_another_step_did(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    run = load_comparison(tmp_path / "copy").find("semievol").done[0]
+    before = run_cost(run, {})
+    name = "round-1/evolve"
+    step = dict(run.steps[name])
+    cost = step["cost"]
+    reused = {f"reused_{key}": cost[key] for key in ("seconds", "model_seconds", "train_tokens")}
+    own = cost | dict.fromkeys(("seconds", "model_seconds", "train_tokens"), 0) | reused
+    RunDir(run.folder).record_stage(name, step | {"cost": own})
+    data = load_comparison(tmp_path / "copy")
+    after = run_cost(data.find("semievol").done[0], answer_rates(data))
+    assert after == before | {"shared_seconds": before["shared_seconds"] + cost["seconds"]}
+    whole = total_cost(load_comparison(folder))["seconds"]
+    assert total_cost(data)["seconds"] == pytest.approx(whole - cost["seconds"])
 
 
 def test_control_does_not_pay_for_the_method_whose_steps_it_counts(folder):

@@ -1,10 +1,13 @@
 """Steps taken over from another run folder: linked, copied where links are impossible, never a stale one."""
 
+import json
 import os
+import threading
+from pathlib import Path
 
 import pytest
 
-from semievol.artifacts import RunDir
+from semievol.artifacts import RunDir, remove_folder
 from semievol.sharing import SharedSteps
 
 
@@ -84,3 +87,68 @@ def test_only_an_equal_fingerprint_that_still_stands_is_found(source, tmp_path):
     assert shared.find("evolve", "f") is None
     source.record_stage("warmup", {"fingerprint": "g"})
     assert shared.find("warmup", "f") is None
+
+
+def write_training(folder: Path, fingerprint: str, weights: bytes = b"w") -> None:
+    folder.mkdir(parents=True)
+    (folder / "fit_report.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    (folder / "weights").write_bytes(weights)
+
+
+def hold(root: Path, fingerprint: str, folder: Path, notes: list[str] | None = None):
+    return SharedSteps(root).hold_training(fingerprint, folder, note=(notes if notes is not None else []).append)
+
+
+def test_training_of_another_step_is_linked_and_the_step_named(tmp_path):
+    write_training(tmp_path / "a/round-1/evolve/adapter", "f")
+    target = tmp_path / "b/control/adapter"
+    write_training(target, "old", b"stale")
+    with hold(tmp_path, "f", target) as trained_in:
+        assert trained_in == "a/round-1/evolve"
+        assert (target / "weights").samefile(tmp_path / "a/round-1/evolve/adapter/weights")
+        assert sorted(p.name for p in target.iterdir()) == ["fit_report.json", "weights"]
+
+
+def test_training_that_is_not_finished_elsewhere_is_left_to_the_caller(tmp_path):
+    write_training(tmp_path / "a/evolve/adapter", "f")
+    (tmp_path / "a/control/adapter").mkdir(parents=True)
+    (tmp_path / "a/control/adapter/fit_report.json").write_text("{")
+    for fingerprint, folder in (("g", "b/evolve/adapter"), ("f", "a/evolve/adapter")):  # another one; its own
+        with hold(tmp_path, fingerprint, tmp_path / folder) as trained_in:
+            assert trained_in is None
+    assert not (tmp_path / "b/evolve/adapter").exists()
+
+
+def test_training_that_goes_while_it_is_linked_is_not_taken_over(tmp_path, monkeypatch):
+    source = tmp_path / "a/evolve/adapter"
+    write_training(source, "f")
+    link = os.link
+
+    def link_and_delete(old, new):
+        link(old, new)
+        remove_folder(source)
+
+    monkeypatch.setattr(os, "link", link_and_delete)
+    with hold(tmp_path, "f", tmp_path / "b/evolve/adapter") as trained_in:
+        assert trained_in is None
+    assert not (tmp_path / "b/evolve/adapter").exists()
+
+
+def test_training_in_hand_is_waited_for(tmp_path):
+    notes: list[str] = []
+    found: list[str | None] = []
+
+    def second() -> None:
+        with hold(tmp_path, "f", tmp_path / "b/evolve/adapter", notes) as trained_in:
+            found.append(trained_in)
+
+    thread = threading.Thread(target=second)
+    with hold(tmp_path, "f", tmp_path / "a/evolve/adapter"):
+        thread.start()
+        while not notes:
+            thread.join(0.01)
+            assert thread.is_alive()
+        write_training(tmp_path / "a/evolve/adapter", "f")
+    thread.join()
+    assert notes == ["another process has the same training in hand; waiting for it"]
+    assert found == ["a/evolve"]

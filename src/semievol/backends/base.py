@@ -112,6 +112,10 @@ class Generator(Protocol):
     ) -> None: ...
 
 
+FIT_REPORT = "fit_report.json"
+"""File of a finished training's folder that holds its `fingerprint`, and its FitReport under `report`."""
+
+
 class FitReport(NamedTuple):
     """What a training did."""
 
@@ -146,7 +150,8 @@ class Trainer(Protocol):
     ) -> FitReport:
         """Train `model` (its adapter goes on being trained where it has one) and save to `output_dir`.
 
-        Checkpoints lie beside it in `<output_dir>.partial` and a killed training goes on from the last one.
+        Checkpoints lie beside it in `<output_dir>.partial` and a killed training goes on from the last one. A finished
+        training of the same fingerprint that lies in `output_dir` is taken as it is.
         `config` carries the stage's own learning rate, epochs and steps. The loss is the mean NLL over the tokens of
         the completions, weighted by row; rows without messages are raw text with loss on every token.
 
@@ -157,6 +162,10 @@ class Trainer(Protocol):
 
     def count_steps(self, n_rows: int, config: TrainerConfig) -> int:
         """Optimiser steps that `fit` takes over `n_rows` rows."""
+        ...
+
+    def fingerprint(self, model: ModelRef, train: Sequence[SftRow], *, config: TrainerConfig, seed: int) -> str:
+        """SHA-256 over all that the weights of such a call of `fit` depend on, hexadecimal; see `FIT_REPORT`."""
         ...
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from semievol.backends.base import FitReport, Progress, Usage
+from semievol.artifacts import remove_folder
+from semievol.backends.base import FIT_REPORT, FitReport, Progress, Usage
 from semievol.backends.embed import EmbeddingRetriever
 from semievol.config import FakeEmbedderConfig, FakeGeneratorConfig, ModelConfig, TrainerConfig
 from semievol.errors import TrainingError
@@ -203,13 +204,18 @@ class FakeTrainer:
         if not train:
             raise TrainingError(f"{output_dir.name}: there are no rows to train on")
         n_steps = self.count_steps(len(train), config)
-        partial = output_dir.with_name(output_dir.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        head = {"base": model.base, "init": _adapter_identity(model.adapter), "seed": seed, "steps": n_steps}
-        n_tokens = _write_adapter(partial / ADAPTER_FILE, head, train)
-        shutil.rmtree(output_dir, ignore_errors=True)
-        partial.replace(output_dir)
+        fingerprint = self.fingerprint(model, train, config=config, seed=seed)
+        report = output_dir / FIT_REPORT
+        found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+        if found.get("fingerprint") != fingerprint:
+            partial = output_dir.with_name(output_dir.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            n_tokens = _write_adapter(partial / ADAPTER_FILE, self._head(model, len(train), config, seed), train)
+            found = {"fingerprint": fingerprint, "n_tokens": n_tokens}
+            (partial / FIT_REPORT).write_text(json.dumps(found), encoding="utf-8")
+            remove_folder(output_dir)
+            partial.replace(output_dir)
         if progress is not None:
             for _ in range(n_steps):
                 progress(1)
@@ -218,10 +224,21 @@ class FakeTrainer:
             optimizer_steps=n_steps,
             train_seconds=0.0,
             n_rows=len(train),
-            n_tokens=n_tokens,
+            n_tokens=found["n_tokens"],
             losses=tuple((i, round(2 / (1 + i), 6)) for i in range(1, n_steps + 1, 1 + n_steps // MOST_LOSSES)),
             rendered_example=f"{_render(train[0].messages) if train[0].messages else ''}⟦{train[0].completion}⟧",
         )
+
+    def fingerprint(self, model: ModelRef, train: Sequence[SftRow], *, config: TrainerConfig, seed: int) -> str:
+        """SHA-256 over what stands in the adapter folder."""
+        digest = hashlib.sha256(json.dumps(self._head(model, len(train), config, seed), sort_keys=True).encode())
+        for row in train:
+            digest.update(json.dumps([row.id, row.completion, row.weight]).encode())
+        return digest.hexdigest()
+
+    def _head(self, model: ModelRef, n_rows: int, config: TrainerConfig, seed: int) -> dict[str, Any]:
+        n_steps = self.count_steps(n_rows, config)
+        return {"base": model.base, "init": _adapter_identity(model.adapter), "seed": seed, "steps": n_steps}
 
     def count_steps(self, n_rows: int, config: TrainerConfig) -> int:
         """`max_steps`, or as many steps of eight rows as the epochs hold."""

@@ -20,10 +20,10 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semievol.artifacts import RunDir
+from semievol.artifacts import RunDir, remove_folder
 from semievol.backends import openai_jobs as jobs
 from semievol.backends import openai_rows
-from semievol.backends.base import FitReport, Progress
+from semievol.backends.base import FIT_REPORT, FitReport, Progress
 from semievol.backends.notes import logger
 from semievol.backends.openai_client import redact
 from semievol.backends.openai_dates import explain_refusal, fine_tuning_notice
@@ -37,7 +37,6 @@ from semievol.types import ModelRef, SftRow
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
-REPORT_FILE = "fit_report.json"
 GUESSED_EPOCHS = 3
 GUESSED_BATCH_SIZE = 8
 """What progress counts with while the server keeps its own choice (`auto`) to itself."""
@@ -68,6 +67,10 @@ class OpenAITrainer:
         n_train = n_rows - openai_rows.count_held_out(n_rows, settings.eval_fraction)
         n_batches = -(-n_train // (GUESSED_BATCH_SIZE if isinstance(batch_size, str) else batch_size))
         return n_batches * (GUESSED_EPOCHS if isinstance(n_epochs, str) else n_epochs)
+
+    def fingerprint(self, model: ModelRef, train: Sequence[SftRow], *, config: TrainerConfig, seed: int) -> str:
+        """SHA-256 over the files that `fit` would upload, the model and the settings."""
+        return self._spec(model, train, _own_section(config), seed=seed).fingerprint
 
     def fit(
         self,
@@ -253,7 +256,7 @@ def _partial_dir(output_dir: Path) -> Path:
 
 def _read_finished(output_dir: Path, fingerprint: str, base_url: str) -> FitReport | None:
     try:
-        stored = json.loads((output_dir / REPORT_FILE).read_text(encoding="utf-8"))
+        stored = json.loads((output_dir / FIT_REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if (stored.get("fingerprint"), stored.get("base_url")) != (fingerprint, base_url):
@@ -267,9 +270,9 @@ def _read_finished(output_dir: Path, fingerprint: str, base_url: str) -> FitRepo
 def _remove_finished(output_dir: Path) -> None:
     if not output_dir.exists():
         return
-    if any(output_dir.iterdir()) and not (output_dir / REPORT_FILE).exists():
+    if any(output_dir.iterdir()) and not (output_dir / FIT_REPORT).exists():
         raise ArtifactError(f"{output_dir} exists and holds no training of ours: remove it or choose another folder")
-    shutil.rmtree(output_dir)
+    remove_folder(output_dir)
 
 
 def _report(
@@ -303,7 +306,7 @@ def _save(report: FitReport, record: JobRecord, events: Sequence[Event], partial
     jobs.write_record(final, record)
     final.write_records("events", events, Event)
     final.write_json(
-        REPORT_FILE.removesuffix(".json"),
+        FIT_REPORT.removesuffix(".json"),
         {
             "fingerprint": record.fingerprint,
             "base_url": record.base_url,

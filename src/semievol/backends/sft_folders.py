@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semievol.backends.base import FitReport, Progress
+from semievol.artifacts import remove_folder
+from semievol.backends.base import FIT_REPORT, FitReport, Progress
 from semievol.backends.host_memory import peak_bytes
 from semievol.config import TrlTrainerConfig
 from semievol.errors import ArtifactError, TrainingError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FINAL_DIR = "final"
-REPORT_FILE = "fit_report.json"
 REQUEST_FILE = "request.sha256"
 
 
@@ -83,7 +83,7 @@ def _newest_checkpoint(partial_dir: Path) -> Path | None:
 def read_finished(output_dir: Path, fingerprint: str) -> FitReport | None:
     """What a finished training of this fingerprint did, its working folder removed; None if there is none."""
     try:
-        record = json.loads((output_dir / REPORT_FILE).read_text(encoding="utf-8"))
+        record = json.loads((output_dir / FIT_REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if record.get("fingerprint") != fingerprint:
@@ -102,7 +102,7 @@ def publish(output_dir: Path) -> FitReport:
     partial_dir = _partial_dir(output_dir)
     final = partial_dir / FINAL_DIR
     try:
-        fingerprint = json.loads((final / REPORT_FILE).read_text(encoding="utf-8"))["fingerprint"]
+        fingerprint = json.loads((final / FIT_REPORT).read_text(encoding="utf-8"))["fingerprint"]
     except OSError as error:
         raise TrainingError(f"the training ended without a word, but {final} is not whole; run again") from error
     final.replace(output_dir)
@@ -115,9 +115,9 @@ def remove_finished(output_dir: Path) -> None:
     """Remove the result of another training. Raises ArtifactError if the folder holds anything else."""
     if not output_dir.exists():
         return
-    if any(output_dir.iterdir()) and not (output_dir / REPORT_FILE).exists():
+    if any(output_dir.iterdir()) and not (output_dir / FIT_REPORT).exists():
         raise ArtifactError(f"{output_dir} exists and holds no training of ours: remove it or choose another folder")
-    shutil.rmtree(output_dir)
+    remove_folder(output_dir)
 
 
 def make_report(outcome: "SftOutcome", job: "SftJob", model: ModelRef, *, n_rows: int, example: str) -> FitReport:
@@ -168,7 +168,7 @@ def save_final(
     }
     for file in final.iterdir():
         file.chmod((final / "README.md").stat().st_mode)  # safetensors leaves its files to their owner alone
-    (final / REPORT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (final / FIT_REPORT).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sort_modules(path: Path) -> None:

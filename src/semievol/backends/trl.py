@@ -71,6 +71,12 @@ class TrlTrainer:
         n_train = n_rows - sft_rows.count_held_out(n_rows, settings.eval_fraction)
         return math.ceil(settings.num_train_epochs * math.ceil(n_train / settings.rows_a_step))
 
+    def fingerprint(self, model: ModelRef, train: Sequence[SftRow], *, config: TrainerConfig, seed: int) -> str:
+        """SHA-256 over rows, settings, seed, base, tokenizer, precision and the versions of the libraries."""
+        with quiet():
+            tokenizer = hf.tokenizer_fingerprint(hf.open_tokenizer(self._model_config))
+            return self._fingerprint(model, train, _own_section(config), seed, tokenizer)
+
     def fit(
         self,
         model: ModelRef,
