@@ -130,12 +130,10 @@ def compare(
         if plan_only:
             return output_dir
         write_comparison(output_dir, _with_earlier(record, output_dir, reference=reference, reporter=reporter))
-        schedule = Schedule(
-            [run for run in runs if run.record.key not in done],
-            prints,
-            {split: finished_steps(output_dir, split) for split in splits},
-        )
-        n_jobs = max(1, min(jobs, len(schedule.left)))
+        left = [run for run in runs if run.record.key not in done]
+        n_jobs = max(1, min(jobs, len(left)))
+        finished = {split: finished_steps(output_dir, split) for split in splits}
+        schedule = Schedule(left, prints, finished, jobs=n_jobs)
         work = _Work(output_dir, schedule, prints, reporter, n_jobs, keep_models, guesses)
         if n_jobs > 1:
             _run_in_processes(work)
