@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from semievol.errors import ArtifactError
+from semievol.errors import ArtifactError, DiskFullError, SemiEvolError
 
 Record = TypeVar("Record")
 
@@ -166,6 +166,7 @@ class RowStore:
     """Finished requests by the hash of their content. A context manager."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._connection = sqlite3.connect(path, isolation_level=None)
         self._set_journal()
         self._connection.execute("PRAGMA synchronous=NORMAL")
@@ -194,13 +195,14 @@ class RowStore:
 
     def put(self, rows: Mapping[str, str]) -> None:
         """Add rows in one transaction: all of them are there afterwards, or none."""
-        with clear_disk_errors(Path(ROWS)):
+        with clear_disk_errors(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", rows.items())
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk has ended it already
+                    self._connection.execute("ROLLBACK")
                 raise
 
     def __enter__(self) -> "RowStore":
@@ -259,20 +261,32 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
 
 
+LEAST_FREE = 2**24
+"""Bytes: with less of them free the disk counts as full when something fails, whatever the error says."""
+
+
 @contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk and a missing permission into an ArtifactError that names `path` and the remedy."""
+    """Turn a full disk and a missing permission into an ArtifactError that names `path` and the remedy.
+
+    Libraries that write weights report a full disk in words of their own, so any error on a full disk counts as one.
+    """
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if "full" not in str(error):
-            raise
-        raise ArtifactError(
-            "no space left on the disk of the run folder: free some and run again; it goes on"
-        ) from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ArtifactError(f"no space left on the disk of {path}: free some and run again; it goes on") from error
-        if error.errno in (errno.EACCES, errno.EROFS):
+    except SemiEvolError:
+        raise
+    except Exception as error:
+        if _is_disk_full(error, path):
+            raise DiskFullError(f"no space left on the disk of {path}: free some and run again; it goes on") from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
             raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
         raise
+
+
+def _is_disk_full(error: Exception, path: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+        return True
+    place = next((p for p in (path, *path.parents) if p.exists()), Path())
+    return "No space left on device" in str(error) or shutil.disk_usage(place).free < LEAST_FREE

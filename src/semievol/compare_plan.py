@@ -1,5 +1,6 @@
 """Works out a comparison before it runs: the config and steps of every run, what they share, and how long it takes."""
 
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -203,6 +204,29 @@ def guess_seconds(config: RunConfig) -> dict[str, float]:
     for stage in ("control", "adapt", "distill"):  # trainings about as long as evolve
         found.setdefault(stage, found["evolve"])
     return found
+
+
+def models_line(config: RunConfig, left: Mapping[str, int], folder: Path) -> str | None:
+    """Room on the disk that the models of `left` (steps by stage) take where all are kept, for people.
+
+    None where nothing is trained here, or where the size of the base cannot be told.
+    """
+    n_trainings = sum(left.get(stage, 0) for stage in TRAINING)
+    if not n_trainings or config.trainer.type != "trl":
+        return None
+    from semievol.surroundings import check_model
+
+    size = check_model(config)[2]
+    if size is None:
+        return None
+    needed = 4 * size.n_adapter * n_trainings
+    free = shutil.disk_usage(next(p for p in (folder, *folder.resolve().parents) if p.exists())).free
+    line = f"disk: {n_trainings} trainings, {needed / 1e9:,.1f} GB of models, {free / 1e9:,.1f} GB free"
+    return f"{line}: too little; --no-keep-models keeps what they predict alone" if needed > free else line
+
+
+TRAINING = ("adapt", "warmup", "distill", "evolve", "control")
+"""Stages that leave a model."""
 
 
 def _size(step: Step, config: RunConfig) -> int:

@@ -30,6 +30,7 @@ from semievol.compare_plan import (
     finished_steps,
     guess_seconds,
     is_done,
+    models_line,
     plan_runs,
     plan_work,
     share_tokenizers,
@@ -50,7 +51,7 @@ from semievol.comparison import (
     write_comparison,
 )
 from semievol.config import RunConfig
-from semievol.errors import SemiEvolError
+from semievol.errors import DiskFullError, SemiEvolError
 from semievol.pipeline import run_steps
 from semievol.progress import ConsoleReporter
 from semievol.sharing import LOCKS, Failures, SharedSteps
@@ -98,6 +99,7 @@ def compare(
     Raises:
         ConfigError: If an arm, the reference or the splits do not fit the config; before anything runs.
         ArtifactError: If another process works on the folder.
+        DiskFullError: If there is no space left; what is done stays, and calling again goes on.
     """
     reporter = reporter or SilentReporter()
     configs = split_configs(config, splits)
@@ -125,7 +127,8 @@ def compare(
         if time_steps and set(plan.unmeasured) - set(LIGHT):
             guesses = guess_seconds(next(iter(configs.values())))
             plan = plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs, guesses=guesses)
-        for line in plan.lines():
+        models = models_line(next(iter(configs.values())), plan.left, output_dir) if keep_models else None
+        for line in filter(None, (*plan.lines(), models)):
             reporter.note(line)
         if plan_only:
             return output_dir
@@ -216,7 +219,7 @@ def _run_in_this_process(work: _Work) -> None:
 
 
 def run_part(folder: Path, part: Part, failures: Failures, reporter: Reporter) -> RunRecord:
-    """Run the steps of a part that no other run of the split has done; only an interruption comes through.
+    """Run the steps of a part that no other run of the split has done; an interruption and a full disk come through.
 
     Args:
         folder: Of the comparison.
@@ -233,6 +236,8 @@ def run_part(folder: Path, part: Part, failures: Failures, reporter: Reporter) -
     trace = run_dir.path / "error.txt"
     try:
         run_steps(run.config, run_dir, part.steps, reporter=ArmReporter(reporter, run.record.arm), shared=shared)
+    except DiskFullError:
+        raise  # no fault of the arm, and the next one would meet it as well
     except SemiEvolError as error:
         return replace(run.record, status="failed", error=str(error))
     except Exception as error:  # a fault of a library or of ours must not cost the other arms

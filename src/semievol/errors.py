@@ -31,4 +31,8 @@ class TrainingError(SemiEvolError, RuntimeError):
 
 
 class ArtifactError(SemiEvolError, RuntimeError):
-    """A run folder is locked, incomplete, full or written by something else."""
+    """A run folder is locked, incomplete or written by something else."""
+
+
+class DiskFullError(ArtifactError):
+    """There is no space left where a run is written. Whatever runs next would fail, too; with space it goes on."""

@@ -1,6 +1,7 @@
 """Comparisons over the fake backends: what runs once, what is shared, what a failure or a kill leaves."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 
 from semievol.arms import ARMS, Arm
 from semievol.artifacts import SEALED_GOLD, RunDir
+from semievol.backends.fake import FakeTrainer
 from semievol.compare_plan import guess_seconds
-from semievol.comparing import compare
+from semievol.comparing import compare, run_part
 from semievol.comparison import read_comparison
-from semievol.errors import ArtifactError, ConfigError
+from semievol.errors import ArtifactError, ConfigError, DiskFullError
 from semievol.stage import SilentReporter
 from semievol.types import Prediction
 from tests.pipeline.conftest import write_task
@@ -175,6 +177,45 @@ def test_failed_arm_leaves_the_others_alone(make_config, tmp_path, monkeypatch):
     runs = {r.arm: r for r in read_comparison(tmp_path / "c").runs}
     assert {arm: r.status for arm, r in runs.items()} == {"zero_shot": "done", "sft": "failed", "semievol": "done"}
     assert "warmup/model.json is missing" in runs["sft"].error
+
+
+def fit_on_a_full_disk(*_, **__):
+    raise RuntimeError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )  # as safetensors does
+
+
+def run_part_on_a_full_disk(folder, part, failures, shown):
+    """Stands in for a worker of `--jobs`."""
+    FakeTrainer.fit = fit_on_a_full_disk
+    return run_part(folder, part, failures, SilentReporter()), failures
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_full_disk_ends_the_comparison_and_costs_no_run(make_config, tmp_path, monkeypatch, jobs):
+    if jobs == 1:
+        monkeypatch.setattr(FakeTrainer, "fit", fit_on_a_full_disk)
+    monkeypatch.setattr("semievol.comparing._run_part_in_process", run_part_on_a_full_disk)
+    with pytest.raises(DiskFullError, match=r"no space left on the disk of .*warmup/adapter: free some and run again"):
+        run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft", "semievol"], jobs=jobs)
+    assert [r.status for r in read_comparison(tmp_path / "c").runs] == ["done", "pending", "pending"]
+    monkeypatch.undo()
+    run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft", "semievol"], jobs=jobs)
+    assert {r.status for r in read_comparison(tmp_path / "c").runs} == {"done"}
+
+
+def test_plan_says_how_much_room_the_models_take(make_config, tmp_path, monkeypatch, tiny_llama_dir):
+    config = make_config(
+        model={"path": tiny_llama_dir, "device": "cpu"}, trainer={"type": "trl", "method": "full", "max_steps": 1}
+    )
+    n = sum(file.stat().st_size for file in Path(tiny_llama_dir).glob("*.safetensors"))
+    found = run_compare(config, tmp_path / "c", ["sft", "semievol"], seeds=[0, 1], plan_only=True).notes[-1]
+    assert found.startswith(f"disk: 4 trainings, {4 * n / 1e9:.1f} GB of models, ")
+    assert found.endswith(" GB free")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=n))
+    found = run_compare(config, tmp_path / "c", ["sft", "semievol"], seeds=[0, 1], plan_only=True).notes[-1]
+    assert found.endswith(f"{n / 1e9:.1f} GB free: too little; --no-keep-models keeps what they predict alone")
 
 
 def test_failed_step_fails_once_for_all_arms_that_share_it(make_config, tmp_path):

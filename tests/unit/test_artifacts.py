@@ -1,0 +1,67 @@
+"""Run folders on a disk that is full or may not be written: one clear error, whoever met it first."""
+
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+
+from semievol.artifacts import LEAST_FREE, RowStore, RunDir, clear_disk_errors
+from semievol.errors import ArtifactError, ConfigError, DiskFullError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_error_of_a_full_disk_names_the_place_and_the_remedy(tmp_path, error):
+    place = tmp_path / "not" / "there" / "yet"
+    with pytest.raises(DiskFullError) as caught, clear_disk_errors(place):
+        raise error
+    assert str(caught.value) == f"no space left on the disk of {place}: free some and run again; it goes on"
+    assert caught.value.__cause__ is error
+
+
+def test_any_error_on_a_full_disk_counts_as_one(tmp_path, monkeypatch):
+    """torch.save, for one, says `unexpected pos 24896 vs 24788`."""
+    usage = shutil.disk_usage(tmp_path)
+    for free, expected in ((LEAST_FREE - 1, DiskFullError), (LEAST_FREE, RuntimeError)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with pytest.raises(expected), clear_disk_errors(tmp_path):
+            raise RuntimeError("unexpected pos 24896 vs 24788")
+    with pytest.raises(ConfigError), clear_disk_errors(tmp_path):
+        raise ConfigError("ours")
+
+
+def test_place_that_may_not_be_written_is_named(tmp_path):
+    message = f"cannot write {tmp_path}: Read-only file system"
+    with pytest.raises(ArtifactError, match=message) as caught, clear_disk_errors(tmp_path):
+        raise OSError(errno.EROFS, "Read-only file system")
+    assert not isinstance(caught.value, DiskFullError)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_written_file_is_whole_or_absent_on_a_full_disk(tmp_path):
+    (tmp_path / "notes.txt.partial").symlink_to("/dev/full")
+    run_dir = RunDir(tmp_path)
+    run_dir.write_text("other.txt", "before")
+    with pytest.raises(DiskFullError):
+        run_dir.write_text("notes.txt", "x" * 100_000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.txt"]
+
+
+def test_row_store_on_a_full_disk_keeps_what_it_had_and_goes_on(tmp_path):
+    with RowStore(tmp_path / "rows.sqlite") as store:
+        store.put({"a": "1"})
+        (n_pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+        store._connection.execute(f"PRAGMA max_page_count={n_pages}")  # sqlite then says what it says on a full disk
+        with pytest.raises(DiskFullError, match=r"no space left on the disk of .*rows\.sqlite"):
+            store.put({"b": "2" * 100_000})
+        assert store.get(["a", "b"]) == {"a": "1"}
+        store._connection.execute("PRAGMA max_page_count=1000000")
+        store.put({"b": "2"})
+        assert store.get(["a", "b"]) == {"a": "1", "b": "2"}
