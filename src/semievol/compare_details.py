@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from semievol import metrics
 from semievol.audit import group_lines, measure_calibration
 from semievol.compare_load import COST_SUMS, ArmRun, Cell, ComparisonData, run_cost, value_text
-from semievol.compare_results import measure_cell, run_units, stack_scores
-from semievol.compare_stats import crossed_mean, share_interval, spread
+from semievol.compare_results import Measured, measure_cell, run_units, stack_scores
+from semievol.compare_stats import crossed_mean, share_interval, spread, value_effect
 from semievol.types import PseudoLabel
 
 Floats = NDArray[np.float64]
@@ -171,21 +171,23 @@ def rate_signals(cell: Cell) -> list[SignalQuality]:
 def spread_over_sweep(data: ComparisonData) -> list[dict[str, Any]]:
     """For each swept key and arm: mean, standard deviation, least and most of the metric over the key's values.
 
-    For a key whose values should not matter (rewordings of an instruction) the deviation says how much they do.
+    For a key whose values should not matter (rewordings of an instruction) the deviation says how much they do. Where
+    there are several splits or seeds, `chance_sd` is what chance alone would give, and `p_value` tests against it.
     """
     lines = []
     for key in data.sweep:
         for arm in dict.fromkeys(cell.arm.name for cell in data.cells):
             measured = [
-                (value_text(cell.setting[key]), m.value)
+                (value_text(cell.setting[key]), m)
                 for cell in data.cells
                 if cell.arm.name == arm and key in cell.setting and (m := measure_cell(data, cell)) is not None
             ]
-            values: dict[str, list[float]] = {}
-            for text, value in measured:
-                values.setdefault(text, []).append(value)
-            means = [float(np.mean(found)) for found in values.values()]
+            values: dict[str, list[Measured]] = {}
+            for text, found in measured:
+                values.setdefault(text, []).append(found)
+            means = [float(np.mean([m.value for m in found])) for found in values.values()]
             if len(means) > 1:
+                effect = value_effect(_by_unit(list(values.values())))
                 lines.append(
                     {
                         "key": key,
@@ -193,11 +195,23 @@ def spread_over_sweep(data: ComparisonData) -> list[dict[str, Any]]:
                         "n_values": len(means),
                         "mean": float(np.mean(means)),
                         "sd": spread(means),
+                        "chance_sd": effect and effect.chance_sd,
+                        "p_value": effect and effect.p_value,
                         "least": min(means),
                         "most": max(means),
                     }
                 )
     return lines
+
+
+def _by_unit(values: Sequence[Sequence[Measured]]) -> Floats:
+    """Means (n_units, n_values) by split, or by seed of a single one; of the units alone that have every value."""
+    runs = [[run for measured in cells for run in measured.by_run] for cells in values]
+    unit = "split" if len({run["split"] for found in runs for run in found}) > 1 else "seed"
+    counts = [Counter(run[unit] for run in found) for found in runs]
+    whole = [name for name in counts[0] if len({count[name] for count in counts}) == 1]
+    means = [[np.mean([run["value"] for run in found if run[unit] == name]) for found in runs] for name in whole]
+    return np.array(means, dtype=np.float64).reshape(len(whole), len(values))
 
 
 def scored_values(cell: Cell, field: str) -> tuple[Floats, Floats] | None:

@@ -187,6 +187,43 @@ def spread(values: ArrayLike) -> float | None:
     return float(found.std(ddof=1)) if len(found) > 1 else None
 
 
+@dataclass(frozen=True, slots=True)
+class ValueEffect:
+    """What chance does to the means over the values of a key, and how likely it is to do as much as was seen."""
+
+    chance_sd: float
+    """Standard deviation over the value means that is to be expected where no value matters."""
+    p_value: float
+
+
+def value_effect(scores: ArrayLike) -> ValueEffect | None:
+    """F test of the values of a key against what the units (trainings, drawn rows) do beside them.
+
+    A two-way layout with one observation a cell (Fisher 1935): what is neither of a unit nor of a value counts as
+    chance. With two values it is the paired t test. The test rows are taken as given.
+
+    Args:
+        scores: Shape (n_units, n_values), in fractions.
+
+    Returns:
+        None where there is a single unit or value, or no chance to be seen (the same scores in all units).
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    n_units, n_values = table.shape
+    if n_units < 2 or n_values < 2:
+        return None
+    effects = table.mean(axis=0) - table.mean()
+    rest = table - table.mean(axis=1, keepdims=True) - effects
+    degrees = (n_units - 1) * (n_values - 1)
+    residual = _tidy(float((rest**2).sum() / degrees))
+    if not residual:
+        return None
+    ratio = n_units * float((effects**2).sum()) / (n_values - 1) / residual
+    return ValueEffect(
+        chance_sd=float(np.sqrt(residual / n_units)), p_value=float(stats.f.sf(ratio, n_values - 1, degrees))
+    )
+
+
 def _first_outside(outside: Callable[[float], float], value: float, side: float) -> float:
     """Where a walk from `value` to one side first leaves the interval; steps grow, the crossing is then halved in."""
     step = 0.01 * max(1.0, abs(value))

@@ -271,6 +271,8 @@ def _sweep_table(results: Mapping[str, Any]) -> Table:
         Column("n_values", "values", "count"),
         Column("mean", "mean (%)", "percent"),
         Column("sd", "sd over values", "percent"),
+        Column("chance_sd", "of chance alone", "percent"),
+        Column("p_value", "p", "p"),
         Column("least", "least (%)", "percent"),
         Column("most", "most (%)", "percent"),
     )

@@ -231,14 +231,19 @@ def _sweep_points(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         )
     for line in results["sweep_spread"]:
         if line["arm"] == results["main"]:
-            points.append(
-                (
-                    f"Does {KEY_TITLES.get(line['key'], line['key'])} matter?",
-                    f"Over its {line['n_values']} values the mean moves between {percent(line['least'])}% and "
-                    f"{percent(line['most'])}%, standard deviation {percent(line['sd'])} points.",
-                )
-            )
+            points.append((f"Does {KEY_TITLES.get(line['key'], line['key'])} matter?", _spread_sentence(line)))
     return tuple(points)
+
+
+def _spread_sentence(line: Mapping[str, Any]) -> str:
+    seen = (
+        f"ver its {line['n_values']} values the mean moves between {percent(line['least'])}% and "
+        f"{percent(line['most'])}%, standard deviation {percent(line['sd'])} points"
+    )
+    if line["p_value"] is None:
+        return f"O{seen}."
+    told = "Yes" if line["p_value"] <= LEVEL else "Not beyond chance"
+    return f"{told}: o{seen}, where chance alone gives {percent(line['chance_sd'])} ({p_value(line['p_value'])})."
 
 
 def _unmeasured_sentence(results: Mapping[str, Any]) -> str:

@@ -22,10 +22,11 @@ from semievol.compare_report import build_results, short_table, write_compare_re
 from semievol.compare_results import run_units
 from semievol.compare_tables import build_tables
 from semievol.compare_text import arm_label, duration, large, write_verdict
+from semievol.comparison import read_comparison
 from semievol.errors import ArtifactError, ConfigError
 from semievol.metrics import clopper_pearson_interval, holm, mcnemar_p_value, wilson_interval
 from semievol.types import Prediction
-from tests.unit.comparison_folder import COST, change_run, write_folder
+from tests.unit.comparison_folder import COST, change_run, write_folder, write_run
 from tests.unit.test_report import NASTY, parse, text_of
 
 ARMS = {"sft": 0.5, "sft_matched": 0.52, "semievol": 0.7, "semievol-icp": 0.6, "oracle_full": 0.9}
@@ -401,6 +402,27 @@ def test_sweep_compares_at_the_same_setting(tmp_path):
     assert "share of pseudo-labels kept" in text
     assert (tmp_path / "figures/sweep_1.svg").exists()
     assert build_tables(found)["main"].columns[1].title == "theta"
+
+
+@pytest.mark.parametrize(("many", "answer"), [((0.8, 0.85, 0.8), "Yes"), ((0.4, 0.85, 0.6), "Not beyond chance")])
+def test_sweep_says_whether_a_key_matters_beyond_chance(tmp_path, many, answer):
+    write_folder(tmp_path, {"semievol": 0.5}, seeds=(0, 1, 2), reference="semievol", sweep={"theta": [0.3, 1.0]})
+    shares = {"theta=0.3": (0.4, 0.5, 0.45), "theta=1.0": many}
+    for run in read_comparison(tmp_path).runs:
+        write_run(tmp_path, run, shares[run.setting][run.seed], n_rows=60, groups=(None,), audited=False)
+    found = build_results(load_comparison(tmp_path))
+    (line,) = found["sweep_spread"]
+    low, high = ([run["value"] for run in e["by_run"]] for e in found["arms"])
+    assert line["p_value"] == pytest.approx(stats.ttest_rel(low, high).pvalue)
+    point = next(text for question, text in found["verdict"]["points"] if question.startswith("Does"))
+    assert point.startswith(f"{answer}: over its 2 values")
+    assert f"where chance alone gives {100 * line['chance_sd']:.1f} (p" in point
+
+
+def test_sweep_of_one_run_a_value_does_not_judge_the_key(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,), sweep={"theta": [0.3, 1.0]})
+    found = build_results(load_comparison(tmp_path))
+    assert {(line["chance_sd"], line["p_value"]) for line in found["sweep_spread"]} == {(None, None)}
 
 
 def test_sweep_of_one_key_at_a_time_leaves_the_other_empty(tmp_path):

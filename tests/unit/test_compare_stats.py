@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from semievol.compare_stats import crossed_mean, ratio_interval, share_interval, spread
+from semievol.compare_stats import crossed_mean, ratio_interval, share_interval, spread, value_effect
 from semievol.errors import DataError
 from semievol.metrics import clopper_pearson_interval
 
@@ -137,3 +137,28 @@ def test_ratio_is_not_defined_where_the_denominator_may_be_zero_or_less(shift: f
 def test_spread_needs_two_values() -> None:
     assert spread([0.5]) is None
     assert spread([0.4, 0.6]) == pytest.approx(np.sqrt(0.02))
+
+
+def test_value_effect_of_two_values_is_the_paired_t_test() -> None:
+    table = np.random.default_rng(3).normal(0.7, 0.05, (6, 2))
+    found = value_effect(table)
+    assert found is not None
+    assert found.p_value == pytest.approx(stats.ttest_rel(table[:, 0], table[:, 1]).pvalue)
+    difference = table[:, 0] - table[:, 1]
+    assert found.chance_sd == pytest.approx(stats.sem(difference) / np.sqrt(2))
+
+
+def test_value_effect_of_a_published_table() -> None:
+    """Snedecor and Cochran 1989, Statistical Methods, table 14.2.1: 5 treatments of soybean seeds, 5 blocks."""
+    failures = [[8, 2, 4, 3, 9], [10, 6, 10, 5, 7], [12, 7, 9, 9, 5], [13, 11, 8, 10, 5], [11, 5, 10, 6, 3]]
+    found = value_effect(failures)
+    assert found is not None
+    assert found.p_value == pytest.approx(stats.f.sf(20.96 / 5.41, 4, 16), rel=5e-3)
+    assert found.chance_sd == pytest.approx(np.sqrt(5.41 / 5), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "table", [[[0.7, 0.8, 0.9]], [[0.7], [0.8]], [[0.7, 0.8], [0.6, 0.7]], [[0.7, 0.7], [0.8, 0.8]]]
+)
+def test_value_effect_needs_units_values_and_chance(table: list[list[float]]) -> None:
+    assert value_effect(table) is None

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from semievol.compare_stats import crossed_mean, ratio_interval, share_interval
+from semievol.compare_stats import crossed_mean, ratio_interval, share_interval, value_effect
 from semievol.metrics import (
     clopper_pearson_interval,
     hierarchical_difference,
@@ -220,3 +220,15 @@ def test_mcnemar_agrees_with_scipy(first: int, second: int) -> None:
     a = np.r_[np.ones(first), np.zeros(second), np.ones(5)]
     b = np.r_[np.zeros(first), np.ones(second), np.ones(5)]
     assert mcnemar_p_value(a, b) == pytest.approx(stats.binomtest(first, first + second).pvalue)
+
+
+@pytest.mark.parametrize("n_splits", [2, 3, 5])
+def test_value_effect_is_seen_by_chance_as_often_as_it_says(n_splits: int) -> None:
+    generator = np.random.default_rng(5)
+    drawn = generator.normal(0.6, 0.5, (N_DRAWS, n_splits, 1, 1))
+    trained = generator.normal(0, 0.3, (N_DRAWS, n_splits, 4, 1))
+    rows = generator.normal(0, 1.2, (N_DRAWS, 1, 1, 100))
+    scores = (drawn + trained + rows + generator.normal(0, 0.3, (N_DRAWS, n_splits, 4, 100)) > 0).mean(axis=-1)
+    found = [effect.p_value for table in scores if (effect := value_effect(table)) is not None]
+    assert len(found) >= N_DRAWS - 1
+    assert np.mean(np.array(found) > 0.05) == pytest.approx(0.95, abs=2 * np.sqrt(0.95 * 0.05 / N_DRAWS))
