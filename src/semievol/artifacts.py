@@ -10,9 +10,10 @@ import json
 import os
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -233,9 +234,13 @@ def folder_hash(path: Path) -> str:
 def remove_folder(path: Path) -> None:
     """Delete a folder if it is there; no process ever sees a part of it in its place."""
     removed = path.with_name(path.name + ".removed")
-    with suppress(OSError):
-        shutil.rmtree(removed, ignore_errors=True)
+    shutil.rmtree(removed, ignore_errors=True)
+    try:
         path.rename(removed)
+    except FileNotFoundError:
+        return
+    except OSError:  # some layered file systems rename no folder
+        removed = path
     shutil.rmtree(removed, ignore_errors=True)
 
 
@@ -267,26 +272,40 @@ LEAST_FREE = 2**24
 
 @contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk and a missing permission into an ArtifactError that names `path` and the remedy.
+    """Turn a full disk and a missing permission into an ArtifactError that names the place and the remedy.
 
-    Libraries that write weights report a full disk in words of their own, so any error on a full disk counts as one.
+    The place is `path`, or what the error itself names elsewhere. Libraries that write weights report a full disk in
+    words of their own, so any error on a full disk counts as one.
     """
     try:
         yield
     except SemiEvolError:
         raise
     except Exception as error:
-        if _is_disk_full(error, path):
-            raise DiskFullError(f"no space left on the disk of {path}: free some and run again; it goes on") from error
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
-            raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
+            place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+            is_ours = path in (place, place.with_suffix(""), *place.parents) or place in path.parents
+            what = f"cannot write {path}" if is_ours else f"cannot open {place}"
+            raise ArtifactError(f"{what}: {error.strerror}") from error
+        if is_disk_full(path) or _says_disk_full(error):
+            temporary = Path(tempfile.gettempdir())
+            place = temporary if is_disk_full(temporary) and not is_disk_full(path) else path
+            raise DiskFullError(f"no space left on the disk of {place}: free some and run again; it goes on") from error
         raise
 
 
-def _is_disk_full(error: Exception, path: Path) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-        return True
-    place = next((p for p in (path, *path.parents) if p.exists()), Path())
-    return "No space left on device" in str(error) or shutil.disk_usage(place).free < LEAST_FREE
+def is_disk_full(path: Path) -> bool:
+    """Whether less than `LEAST_FREE` is left on the disk of `path`; False where that cannot be told."""
+    try:
+        place = next((p for p in (path, *path.absolute().parents) if p.exists()), Path())
+        return shutil.disk_usage(place).free < LEAST_FREE
+    except OSError:
+        return False
+
+
+def _says_disk_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, sqlite3.OperationalError):
+        return "full" in str(error)
+    return "No space left on device" in str(error)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from semievol import metrics
 from semievol.audit import group_lines, measure_calibration
-from semievol.compare_load import COST_SUMS, ArmRun, Cell, ComparisonData, run_cost, value_text
-from semievol.compare_results import Measured, measure_cell, run_units, stack_scores
+from semievol.compare_load import COST_SUMS, ArmRun, Cell, ComparisonData, run_cost, setting_text, value_text
+from semievol.compare_results import run_units, stack_scores
 from semievol.compare_stats import crossed_mean, share_interval, spread, value_effect
 from semievol.types import PseudoLabel
 
@@ -177,41 +177,55 @@ def spread_over_sweep(data: ComparisonData) -> list[dict[str, Any]]:
     lines = []
     for key in data.sweep:
         for arm in dict.fromkeys(cell.arm.name for cell in data.cells):
-            measured = [
-                (value_text(cell.setting[key]), m)
-                for cell in data.cells
-                if cell.arm.name == arm and key in cell.setting and (m := measure_cell(data, cell)) is not None
-            ]
-            values: dict[str, list[Measured]] = {}
-            for text, found in measured:
-                values.setdefault(text, []).append(found)
-            means = [float(np.mean([m.value for m in found])) for found in values.values()]
-            if len(means) > 1:
-                effect = value_effect(_by_unit(list(values.values())))
-                lines.append(
-                    {
-                        "key": key,
-                        "arm": arm,
-                        "n_values": len(means),
-                        "mean": float(np.mean(means)),
-                        "sd": spread(means),
-                        "chance_sd": effect and effect.chance_sd,
-                        "p_value": effect and effect.p_value,
-                        "least": min(means),
-                        "most": max(means),
-                    }
-                )
+            values = list(_runs_by_value(data, arm, key).values())
+            if len(values) < 2:
+                continue
+            effect = value_effect(_by_unit(values))
+            compared = _runs_of_all(values) or set().union(*values)
+            means = [float(np.mean([value for run, value in found.items() if run in compared])) for found in values]
+            lines.append(
+                {
+                    "key": key,
+                    "arm": arm,
+                    "n_values": len(means),
+                    "mean": float(np.mean(means)),
+                    "sd": spread(means),
+                    "chance_sd": effect and effect.chance_sd,
+                    "p_value": effect and effect.p_value,
+                    "least": min(means),
+                    "most": max(means),
+                }
+            )
     return lines
 
 
-def _by_unit(values: Sequence[Sequence[Measured]]) -> Floats:
-    """Means (n_units, n_values) by split, or by seed of a single one; of the units alone that have every value."""
-    runs = [[run for measured in cells for run in measured.by_run] for cells in values]
-    unit = "split" if len({run["split"] for found in runs for run in found}) > 1 else "seed"
-    counts = [Counter(run[unit] for run in found) for found in runs]
-    whole = [name for name in counts[0] if len({count[name] for count in counts}) == 1]
-    means = [[np.mean([run["value"] for run in found if run[unit] == name]) for found in runs] for name in whole]
-    return np.array(means, dtype=np.float64).reshape(len(whole), len(values))
+_RunScores = dict[tuple[int, int, str], float]
+"""Score of each run of one value of a swept key, by split, seed and the values of the other keys."""
+
+
+def _runs_by_value(data: ComparisonData, arm: str, key: str) -> dict[str, _RunScores]:
+    """Scores of the finished runs of an arm by the value of a key."""
+    found: dict[str, _RunScores] = {}
+    for cell in data.cells:
+        if cell.arm.name == arm and key in cell.setting and cell.done:
+            others = setting_text({name: value for name, value in cell.setting.items() if name != key})
+            scores = {(run.split, run.seed, others): float(run.scores.mean()) for run in cell.done}
+            found.setdefault(value_text(cell.setting[key]), {}).update(scores)
+    return found
+
+
+def _runs_of_all(values: Sequence[_RunScores]) -> set[tuple[int, int, str]]:
+    """Those that every value has, so that the values differ in nothing else."""
+    return set(values[0]).intersection(*values[1:])
+
+
+def _by_unit(values: Sequence[_RunScores]) -> Floats:
+    """Means (n_units, n_values) by split, or by seed of a single one, over the runs that every value has."""
+    runs = _runs_of_all(values)
+    place = 0 if len({run[0] for found in values for run in found}) > 1 else 1
+    units = sorted({run[place] for run in runs})
+    means = [[np.mean([found[run] for run in runs if run[place] == unit]) for found in values] for unit in units]
+    return np.array(means, dtype=np.float64).reshape(len(units), len(values))
 
 
 def scored_values(cell: Cell, field: str) -> tuple[Floats, Floats] | None:

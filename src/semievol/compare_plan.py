@@ -13,6 +13,7 @@ from semievol.comparison import ComparisonRecord, RunRecord
 from semievol.config import RunConfig
 from semievol.errors import ConfigError
 from semievol.pipeline import Step, fingerprint_steps
+from semievol.sft import TRAINED_IN
 from semievol.stage import ROUND_STAGES, Backends
 
 REFERENCE = "sft_matched"
@@ -56,6 +57,8 @@ class WorkPlan:
     """Estimate for the others, with all processes at work."""
     is_guess: bool
     """Whether it rests on a few timed steps of the model, for some stages, and not on finished steps of the folder."""
+    trained: tuple[RunConfig, ...]
+    """Config of each step that will run and leave a model."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -152,6 +155,7 @@ def plan_work(
     n_done = n_shared = 0
     total = 0.0
     left: list[str] = []
+    trained: list[RunConfig] = []
     known = {split: finished_steps(folder, split) for split in {run.record.split for run in runs}}
     for run in runs:
         manifest = RunDir(folder / run.record.folder).manifest()
@@ -163,6 +167,7 @@ def plan_work(
                 n_shared += 1
             else:
                 left.append(step.stage.name)
+                trained += [run.config] if step.stage.name in TRAINING else []
                 known[run.record.split].add(found)
                 total += seconds.get(step.stage.name, guessed.get(step.stage.name, 0.0) * _size(step, run.config))
     counts = Counter(left)
@@ -177,6 +182,7 @@ def plan_work(
         unmeasured=tuple(stage for stage in new if stage not in guessed),
         seconds=total / jobs,
         is_guess=any(stage in guessed and stage not in LIGHT for stage in new),
+        trained=tuple(trained),
     )
 
 
@@ -206,23 +212,38 @@ def guess_seconds(config: RunConfig) -> dict[str, float]:
     return found
 
 
-def models_line(config: RunConfig, left: Mapping[str, int], folder: Path) -> str | None:
-    """Room on the disk that the models of `left` (steps by stage) take where all are kept, for people.
+def models_line(plan: WorkPlan, folder: Path, *, jobs: int = 1) -> str | None:
+    """Room on the disk that the models of a plan take where all are kept, for people.
 
-    None where nothing is trained here, or where the size of the base cannot be told.
+    A model takes 4 bytes a weight that was trained. A training takes 12 more for each of up to two checkpoints (weights
+    and both moments of AdamW), but for its own time alone.
+
+    None where nothing is trained here, or where the size of a base cannot be told.
     """
-    n_trainings = sum(left.get(stage, 0) for stage in TRAINING)
-    if not n_trainings or config.trainer.type != "trl":
+    groups: dict[tuple[str, ...], list[RunConfig]] = defaultdict(list)
+    for config in plan.trained:
+        if config.trainer.type == "trl":
+            key = (config.model.model_dump_json(), config.generator.type, config.trainer.model_dump_json())
+            groups[key].append(config)
+    counted = [(_trained_weights(configs[0]), len(configs)) for configs in groups.values()]
+    known = [(size, n) for size, n in counted if size is not None]
+    if not known or len(known) < len(counted):
         return None
+    models = sum(4 * size * n for size, n in known)
+    free = shutil.disk_usage(next(p for p in (folder, *folder.resolve().parents) if p.exists())).free
+    n, checkpoints = sum(n for _, n in known), 2 * 12 * jobs * max(size for size, _ in known)
+    line = f"disk: {n} trainings, {models / 1e9:,.1f} GB of models, up to {checkpoints / 1e9:,.1f} GB of checkpoints"
+    line = f"{line}, {free / 1e9:,.1f} GB free"
+    is_enough = models + checkpoints <= free
+    return line if is_enough else f"{line}: too little; --no-keep-models keeps what they predict alone"
+
+
+def _trained_weights(config: RunConfig) -> int | None:
+    """Weights that a training of this config changes; None where its base cannot be told."""
     from semievol.surroundings import check_model
 
     size = check_model(config)[2]
-    if size is None:
-        return None
-    needed = 4 * size.n_adapter * n_trainings
-    free = shutil.disk_usage(next(p for p in (folder, *folder.resolve().parents) if p.exists())).free
-    line = f"disk: {n_trainings} trainings, {needed / 1e9:,.1f} GB of models, {free / 1e9:,.1f} GB free"
-    return f"{line}: too little; --no-keep-models keeps what they predict alone" if needed > free else line
+    return None if size is None else size.n_adapter
 
 
 TRAINING = ("adapt", "warmup", "distill", "evolve", "control")
@@ -240,9 +261,9 @@ def _n_configurations(config: RunConfig) -> int:
 def measured_seconds(folder: Path) -> dict[str, float]:
     """Mean seconds of the steps that have run in a comparison, by stage."""
     found: dict[str, list[float]] = defaultdict(list)
-    for manifest in folder.glob("**/manifest.json"):
-        for name, entry in RunDir(manifest.parent).manifest().items():
-            if "shared_from" not in entry:
+    for place in run_folders(folder):
+        for name, entry in RunDir(place).manifest().items():
+            if "shared_from" not in entry and TRAINED_IN not in entry["stats"]:
                 found[name.rpartition("/")[2]].append(entry["cost"]["seconds"])
     return {stage: sum(values) / len(values) for stage, values in found.items()}
 
@@ -271,9 +292,12 @@ def share_tokenizers() -> Callable[[RunConfig], Backends]:
     return backends
 
 
-def split_folders(folder: Path, split: int) -> list[Path]:
-    """Run folders of a split, of any seed and setting: what does not depend on the seed is the same for all."""
-    place = f"split-{split}/seed-*/*/manifest.json"
+def run_folders(folder: Path, split: int | None = None) -> list[Path]:
+    """Run folders of a comparison, of any seed and setting; with `split` those of one split.
+
+    What does not depend on the seed is the same for all of a split.
+    """
+    place = f"split-{'*' if split is None else split}/seed-*/*/manifest.json"
     return sorted(path.parent for pattern in (place, f"*/{place}") for path in folder.glob(pattern))
 
 
@@ -281,7 +305,7 @@ def finished_steps(folder: Path, split: int) -> set[tuple[str, str]]:
     """Name and fingerprint of the steps that some run folder of a split holds whole."""
     return {
         (name, entry["fingerprint"])
-        for place in split_folders(folder, split)
+        for place in run_folders(folder, split)
         for name, entry in RunDir(place).manifest().items()
         if DROPPED not in entry
     }

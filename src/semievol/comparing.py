@@ -33,9 +33,9 @@ from semievol.compare_plan import (
     models_line,
     plan_runs,
     plan_work,
+    run_folders,
     share_tokenizers,
     split_configs,
-    split_folders,
 )
 from semievol.compare_schedule import Part, Schedule
 from semievol.comparison import (
@@ -127,7 +127,7 @@ def compare(
         if time_steps and set(plan.unmeasured) - set(LIGHT):
             guesses = guess_seconds(next(iter(configs.values())))
             plan = plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs, guesses=guesses)
-        models = models_line(next(iter(configs.values())), plan.left, output_dir) if keep_models else None
+        models = models_line(plan, output_dir, jobs=jobs) if keep_models else None
         for line in filter(None, (*plan.lines(), models)):
             reporter.note(line)
         if plan_only:
@@ -231,7 +231,7 @@ def run_part(folder: Path, part: Part, failures: Failures, reporter: Reporter) -
         How the run ended; `pending` if it goes on with another part.
     """
     run = part.run
-    shared = SharedSteps(folder, split_folders(folder, run.record.split), failures)
+    shared = SharedSteps(folder, run_folders(folder, run.record.split), failures)
     run_dir = RunDir(folder / run.record.folder, rows=rows_file(folder, run.cell))
     trace = run_dir.path / "error.txt"
     try:

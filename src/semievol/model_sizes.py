@@ -6,6 +6,7 @@ from typing import NamedTuple
 from semievol.backends.hf import resolve_model_path
 from semievol.backends.model_files import WeightShapes, read_shapes
 from semievol.config import RunConfig
+from semievol.errors import ConfigError
 
 
 class ModelSize(NamedTuple):
@@ -23,9 +24,18 @@ class ModelSize(NamedTuple):
 
 
 def model_size(config: RunConfig) -> ModelSize:
-    """The size of the config's base; where its weight files are not here, what its config would build."""
+    """The size of the config's base; where its weight files are not here, what its config would build.
+
+    Raises:
+        ConfigError: If the weight files are damaged.
+    """
+    from safetensors import SafetensorError
+
     path = resolve_model_path(config.model.path)
-    shapes = read_shapes(Path(path)) or _build_shapes(config, path)
+    try:
+        shapes = read_shapes(Path(path)) or _build_shapes(config, path)
+    except SafetensorError as error:
+        raise ConfigError(f"model.path: the weights in {path} are damaged ({error}); fetch them again") from error
     text = shapes.config
     n_heads = text.get("num_attention_heads") or 1
     head_dim = text.get("head_dim") or text["hidden_size"] // n_heads

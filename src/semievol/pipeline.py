@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semievol import __version__
-from semievol.artifacts import DROPPED, STATE, RunDir, content_hash
+from semievol.artifacts import DROPPED, STATE, RunDir, clear_disk_errors, content_hash
 from semievol.backends.base import HOSTED, check_packages
 from semievol.backends.host_memory import restart_peak
 from semievol.backends.notes import hosted_notes
@@ -123,7 +123,7 @@ def run_steps(
         backends = Backends(config, state_dir=run_dir.path / STATE)
         shown = reporter or SilentReporter()
         try:
-            with hosted_notes(shown.note):
+            with hosted_notes(shown.note), clear_disk_errors(run_dir.path):
                 _run_locked(config, run_dir, backends, shown, steps, shared)
         finally:
             backends.close()
@@ -227,8 +227,11 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
     after, seconds = ctx.backends.usage, time.perf_counter() - start
     train_seconds, train_tokens = stats.get("train_seconds", 0.0), stats.get("n_tokens", 0)
     is_reused = TRAINED_IN in stats
+    own_seconds = seconds - ctx.waited_seconds
+    if not is_reused:
+        own_seconds = max(own_seconds, train_seconds)  # part of a training may have been done before a restart
     cost = {
-        "seconds": round(seconds, 3),
+        "seconds": round(own_seconds, 3),
         "model_seconds": round(after.model_seconds - before.model_seconds + (0 if is_reused else train_seconds), 3),
         "prompt_tokens": after.prompt_tokens - before.prompt_tokens,
         "completion_tokens": after.completion_tokens - before.completion_tokens,

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
-from semievol.artifacts import clear_disk_errors
 from semievol.config import StageTrainingConfig, TrainerConfig
 from semievol.errors import DataError
 from semievol.prompts import PromptBuilder
@@ -89,8 +88,8 @@ def fit_stage(ctx: StageContext, model: ModelRef, rows: Sequence[SftRow], config
         trained_in = None
         if ctx.shared is not None:
             fingerprint = trainer.fingerprint(model, rows, config=config, seed=seed)
-            trained_in = held.enter_context(ctx.shared.hold_training(fingerprint, output_dir, note=ctx.reporter.note))
-        held.enter_context(clear_disk_errors(output_dir))
+            found = held.enter_context(ctx.shared.hold_training(fingerprint, output_dir, note=ctx.reporter.note))
+            trained_in, ctx.waited_seconds = found
         report = trainer.fit(model, rows, output_dir, config=config, seed=seed, progress=advance)
     ctx.write_model(f"{ctx.stage.name}/model", report.model)
     stats: StageStats = {

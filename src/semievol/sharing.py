@@ -9,10 +9,11 @@ replaced and never changed in place, so a link is as good as a copy and costs no
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -82,44 +83,48 @@ class SharedSteps:
         return True
 
     @contextmanager
-    def hold_training(self, fingerprint: str, folder: Path, *, note: Callable[[str], None]) -> Iterator[str | None]:
+    def hold_training(self, fingerprint: str, folder: Path, *, note: Callable[[str], None]) -> Iterator["HeldTraining"]:
         """Hold a training, so that no two processes do it, and link it to `folder` where it is finished elsewhere.
 
         Args:
             fingerprint: `Trainer.fingerprint`.
             folder: Where it is to stand.
             note: Told when another process has it in hand, before the wait for that process.
-
-        Yields:
-            Step that did it, from the root, such as `split-0/seed-0/semievol/round-1/evolve`; None if it has to be done
-            or stands in `folder` already.
         """
         path = self._root / LOCKS / f"{fingerprint[:32]}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
+        lock, start = FileLock(path), time.perf_counter()
         try:
             lock.acquire(timeout=0)
         except Timeout:
             note("another process has the same training in hand; waiting for it")
             lock.acquire()
+        waited = time.perf_counter() - start
         try:
-            yield None if _trained_in(folder, fingerprint) else self._link_training(fingerprint, folder)
+            found = None if _is_trained(folder, fingerprint) else self._link_training(fingerprint, folder)
+            yield HeldTraining(found, waited)
         finally:
             lock.release()
 
     def _link_training(self, fingerprint: str, folder: Path) -> str | None:
-        for report in sorted(self._root.glob(f"**/adapter/{FIT_REPORT}")):
-            source = report.parent
-            if not _trained_in(source, fingerprint):
+        for source in self._trained_models():
+            if not _is_trained(source, fingerprint):
                 continue
             try:
                 _link_folder(source, folder)
             except FileNotFoundError:
                 continue  # deleted meanwhile
-            if _trained_in(source, fingerprint):  # a folder goes as a whole, so all of it was there
+            if _is_trained(source, fingerprint):  # a folder goes as a whole, so all of it was there
                 return source.parent.relative_to(self._root).as_posix()
             remove_folder(folder)
         return None
+
+    def _trained_models(self) -> Iterator[Path]:
+        """Folders of trained models under the root; other processes may add and remove folders meanwhile."""
+        for place, names, _ in os.walk(self._root):
+            if "adapter" in names:
+                yield Path(place, "adapter")
+            names[:] = sorted(name for name in names if name != "adapter" and not name.startswith((".", "adapter.")))
 
     def note_failure(self, name: str, fingerprint: str, error: str) -> None:
         """Remember that a step failed: with the same inputs it would fail again."""
@@ -130,7 +135,17 @@ class SharedSteps:
         return self._errors.get((name, fingerprint))
 
 
-def _trained_in(folder: Path, fingerprint: str) -> bool:
+class HeldTraining(NamedTuple):
+    """What became of the wish for a training."""
+
+    trained_in: str | None
+    """Step that did it, from the root, such as `split-0/seed-0/semievol/round-1/evolve`; None if it has to be done or
+    stands in its place already."""
+    waited_seconds: float
+    """Time that another process had it in hand."""
+
+
+def _is_trained(folder: Path, fingerprint: str) -> bool:
     try:
         found: dict[str, Any] = json.loads((folder / FIT_REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -154,7 +169,11 @@ def _link_file(source: Path, target: Path) -> None:
 def _link_folder(source: Path, target: Path) -> None:
     partial = target.with_name(target.name + ".linking")
     remove_folder(partial)
-    for path in sorted(p for p in source.rglob("*") if p.is_file()):
-        _link_file(path, partial / path.relative_to(source))
-    remove_folder(target)
-    partial.replace(target)
+    try:
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            _link_file(path, partial / path.relative_to(source))
+        remove_folder(target)
+        partial.replace(target)
+    except BaseException:
+        remove_folder(partial)
+        raise

@@ -181,6 +181,8 @@ class StageContext:
     """What other run folders have finished; None for a run of its own."""
     reused: Usage = field(default_factory=Usage)
     """What the answers that the row store already had cost when they were made."""
+    waited_seconds: float = 0.0
+    """Time in which the stage did nothing but wait for another process."""
     _model_keys: dict[ModelRef, str] = field(default_factory=dict)
 
     def artifact(self, name: str, *, round: int | None = None) -> str:

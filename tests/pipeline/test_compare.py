@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,10 @@ from semievol.compare_plan import guess_seconds
 from semievol.comparing import compare, run_part
 from semievol.comparison import read_comparison
 from semievol.errors import ArtifactError, ConfigError, DiskFullError
+from semievol.model_sizes import ModelSize
+from semievol.sharing import SharedSteps
 from semievol.stage import SilentReporter
+from semievol.sweeping import plan_points, point_settings
 from semievol.types import Prediction
 from tests.pipeline.conftest import write_task
 
@@ -196,7 +201,7 @@ def test_full_disk_ends_the_comparison_and_costs_no_run(make_config, tmp_path, m
     if jobs == 1:
         monkeypatch.setattr(FakeTrainer, "fit", fit_on_a_full_disk)
     monkeypatch.setattr("semievol.comparing._run_part_in_process", run_part_on_a_full_disk)
-    with pytest.raises(DiskFullError, match=r"no space left on the disk of .*warmup/adapter: free some and run again"):
+    with pytest.raises(DiskFullError, match=r"no space left on the disk of .*seed-0/sft: free some and run again"):
         run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft", "semievol"], jobs=jobs)
     assert [r.status for r in read_comparison(tmp_path / "c").runs] == ["done", "pending", "pending"]
     monkeypatch.undo()
@@ -210,12 +215,53 @@ def test_plan_says_how_much_room_the_models_take(make_config, tmp_path, monkeypa
     )
     n = sum(file.stat().st_size for file in Path(tiny_llama_dir).glob("*.safetensors"))
     found = run_compare(config, tmp_path / "c", ["sft", "semievol"], seeds=[0, 1], plan_only=True).notes[-1]
-    assert found.startswith(f"disk: 4 trainings, {4 * n / 1e9:.1f} GB of models, ")
+    start = f"disk: 4 trainings, {4 * n / 1e9:.1f} GB of models, up to {6 * n / 1e9:.1f} GB of checkpoints, "
+    assert found.startswith(start)
     assert found.endswith(" GB free")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=n))
     found = run_compare(config, tmp_path / "c", ["sft", "semievol"], seeds=[0, 1], plan_only=True).notes[-1]
     assert found.endswith(f"{n / 1e9:.1f} GB free: too little; --no-keep-models keeps what they predict alone")
+
+
+def test_room_of_the_models_goes_by_the_config_of_each_run(make_config, tmp_path, monkeypatch, tiny_llama_dir):
+    sizes = {4: 10**9, 8: 2 * 10**9}
+
+    def check(config):
+        return [], [], ModelSize("Llama", 10**10, sizes[config.trainer.r], 1, 1, 1, 1)
+
+    monkeypatch.setattr("semievol.surroundings.check_model", check)
+    config = make_config(model={"path": tiny_llama_dir, "device": "cpu"}, trainer={"type": "trl", "max_steps": 1})
+    axes = {"trainer.r": [4, 8]}
+    settings = point_settings(plan_points(axes, cartesian=False))
+    recorder = run_compare(config, tmp_path / "c", ["semievol"], settings=settings, sweep=axes, plan_only=True, jobs=2)
+    assert recorder.notes[-1].startswith("disk: 4 trainings, 24.0 GB of models, up to 96.0 GB of checkpoints, ")
+
+
+def test_cost_of_a_step_counts_what_was_trained_before_a_restart(make_config, tmp_path, monkeypatch):
+    fit = FakeTrainer.fit
+    monkeypatch.setattr(FakeTrainer, "fit", lambda *a, **options: fit(*a, **options)._replace(train_seconds=500.0))
+    run_compare(make_config(), tmp_path / "c", ["sft"])
+    assert warmup_seconds(tmp_path / "c") == 500.0
+
+
+def test_cost_of_a_step_does_not_count_the_wait_for_another_process(make_config, tmp_path, monkeypatch):
+    hold = SharedSteps.hold_training
+
+    @contextmanager
+    def wait(*args, **options):
+        time.sleep(0.5)
+        with hold(*args, **options) as found:
+            yield found._replace(waited_seconds=0.5)
+
+    monkeypatch.setattr(SharedSteps, "hold_training", wait)
+    run_compare(make_config(), tmp_path / "c", ["sft"])
+    assert 0 <= warmup_seconds(tmp_path / "c") < 0.5
+
+
+def warmup_seconds(folder: Path) -> float:
+    (run,) = read_comparison(folder).runs
+    return RunDir(folder / run.folder).manifest()["warmup"]["cost"]["seconds"]
 
 
 def test_failed_step_fails_once_for_all_arms_that_share_it(make_config, tmp_path):

@@ -2,11 +2,12 @@
 
 import errno
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from semievol.artifacts import LEAST_FREE, RowStore, RunDir, clear_disk_errors
+from semievol.artifacts import LEAST_FREE, RowStore, RunDir, clear_disk_errors, remove_folder
 from semievol.errors import ArtifactError, ConfigError, DiskFullError
 
 
@@ -37,11 +38,45 @@ def test_any_error_on_a_full_disk_counts_as_one(tmp_path, monkeypatch):
         raise ConfigError("ours")
 
 
-def test_place_that_may_not_be_written_is_named(tmp_path):
-    message = f"cannot write {tmp_path}: Read-only file system"
-    with pytest.raises(ArtifactError, match=message) as caught, clear_disk_errors(tmp_path):
-        raise OSError(errno.EROFS, "Read-only file system")
+@pytest.mark.parametrize("named", ["run", "run/notes.txt.partial", ""])
+def test_place_that_may_not_be_written_is_named(tmp_path, monkeypatch, named):
+    place = tmp_path / "run" / "notes.txt"
+
+    def refuse(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refuse)  # as in a folder that may not be searched
+    error = OSError(errno.EROFS, "Read-only file system", *([str(tmp_path / named)] if named else []))
+    with pytest.raises(ArtifactError) as caught, clear_disk_errors(place):
+        raise error
+    assert str(caught.value) == f"cannot write {place}: Read-only file system"
     assert not isinstance(caught.value, DiskFullError)
+
+
+def test_other_file_that_may_not_be_opened_is_named(tmp_path):
+    with pytest.raises(ArtifactError) as caught, clear_disk_errors(tmp_path / "run"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "cache" / "model.safetensors"))
+    assert str(caught.value) == f"cannot open {tmp_path}/cache/model.safetensors: Permission denied"
+
+
+def test_full_disk_of_temporary_files_is_named(tmp_path, monkeypatch):
+    usage, temporary = shutil.disk_usage(tmp_path), Path(tempfile.gettempdir())
+    run = Path("/run-of-ours")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=0 if place == temporary else 2**40))
+    with pytest.raises(DiskFullError, match=f"no space left on the disk of {temporary}: "), clear_disk_errors(run):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_folder_that_cannot_be_renamed_is_removed_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "weights").touch()
+    monkeypatch.setattr(Path, "rename", refuse)
+    remove_folder(folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -3,6 +3,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,7 +23,7 @@ from semievol.compare_report import build_results, short_table, write_compare_re
 from semievol.compare_results import run_units
 from semievol.compare_tables import build_tables
 from semievol.compare_text import arm_label, duration, large, write_verdict
-from semievol.comparison import read_comparison
+from semievol.comparison import read_comparison, write_comparison
 from semievol.errors import ArtifactError, ConfigError
 from semievol.metrics import clopper_pearson_interval, holm, mcnemar_p_value, wilson_interval
 from semievol.types import Prediction
@@ -417,6 +418,26 @@ def test_sweep_says_whether_a_key_matters_beyond_chance(tmp_path, many, answer):
     point = next(text for question, text in found["verdict"]["points"] if question.startswith("Does"))
     assert point.startswith(f"{answer}: over its 2 values")
     assert f"where chance alone gives {100 * line['chance_sd']:.1f} (p" in point
+
+
+def test_swept_key_is_judged_by_runs_that_all_values_have(tmp_path):
+    """One failed run of three: the same seed of the other value says nothing of the key."""
+    write_folder(tmp_path, {"semievol": 0.5}, seeds=(0, 1, 2), reference="semievol", sweep={"theta": [0.3, 1.0]})
+    shares = {"theta=0.3": (0.4, 0.5, 0.05), "theta=1.0": (0.8, 0.85, 0.0)}
+    record = read_comparison(tmp_path)
+    runs = []
+    for run in record.runs:
+        failed = (run.setting, run.seed) == ("theta=1.0", 2)
+        runs.append(replace(run, status="failed", error="killed") if failed else run)
+        if not failed:
+            write_run(tmp_path, run, shares[run.setting][run.seed], n_rows=60, groups=(None,), audited=False)
+    write_comparison(tmp_path, replace(record, runs=tuple(runs)))
+    found = build_results(load_comparison(tmp_path))
+    low, high = ([run["value"] for run in e["by_run"] if run["seed"] < 2] for e in found["arms"])
+    (line,) = found["sweep_spread"]
+    assert line["p_value"] == pytest.approx(stats.ttest_rel(low, high).pvalue)
+    assert (line["least"], line["most"]) == pytest.approx((np.mean(low), np.mean(high)))
+    assert len(found["arms"][0]["by_run"]) == 3
 
 
 def test_sweep_of_one_run_a_value_does_not_judge_the_key(tmp_path):

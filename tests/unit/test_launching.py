@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 from semievol.backends.launching import command, environment, launch_faults, run_workers
 from semievol.config import LaunchConfig, ModelConfig, RunConfig, TrlTrainerConfig, parse_config
 from semievol.costs import ModelSize, estimate_memory
-from semievol.errors import ConfigError, TrainingError
+from semievol.errors import ConfigError, DiskFullError, TrainingError
 
 CPU = "cpu"
 
@@ -153,6 +154,16 @@ def test_a_config_error_of_a_worker_stays_one(tmp_path):
     words = failure(1, "ConfigError", "trainer: no such modules", 2.0)
     with pytest.raises(ConfigError, match=r"^trainer: no such modules$"):
         run_script(tmp_path, f"echo '{words}' > $0/failure-1.json; exit 1")
+
+
+def test_a_full_disk_stays_one_with_words_of_a_worker_and_without(tmp_path, monkeypatch):
+    words = failure(0, "DiskFullError", "no space left on the disk of out", 2.0)
+    with pytest.raises(DiskFullError, match=r"^no space left on the disk of out$"):
+        run_script(tmp_path, f"echo '{words}' > $0/failure-0.json; exit 1")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    with pytest.raises(DiskFullError, match=f"^no space left on the disk of {tmp_path}: free some and run again"):
+        run_script(tmp_path, "exit 1")
 
 
 def test_a_signal_is_named_before_what_followed_from_it(tmp_path):

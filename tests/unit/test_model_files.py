@@ -17,7 +17,8 @@ from semievol.backends.tokens import TransformersTokens
 from semievol.config import ModelConfig, TransformersGeneratorConfig, parse_config
 from semievol.errors import ConfigError
 from semievol.model_sizes import _build_shapes, model_size
-from semievol.types import Message
+from semievol.surroundings import check_model
+from semievol.types import Message, ModelRef
 
 TURNS = (
     Message("system", "  Be brief.\n"),
@@ -159,6 +160,18 @@ def test_sizes_from_weight_files_are_those_of_the_model(folder: str) -> None:
     }
     assert {name: read.config.get(name, value) for name, value in built.config.items()} == built.config
     assert model_size(config).n_adapter > 0
+
+
+def test_damaged_weights_are_one_clear_error(tiny_llama_dir: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama_dir, folder)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    data = dict.fromkeys(("labeled", "unlabeled", "test"), "rows.csv")
+    config = parse_config({"data": data, "model": {"path": str(folder), "device": "cpu"}, "task": {"type": "text"}})
+    (fault,) = check_model(config)[0]
+    assert fault.startswith(f"model.path: the weights in {folder} are damaged (")
+    with pytest.raises(ConfigError, match=f"{folder}"):
+        hf.open_model(config.model, ModelRef(str(folder)))
 
 
 def test_checking_the_demo_imports_neither_torch_nor_transformers(pocket_dir: str, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from semievol.artifacts import RunDir, remove_folder
-from semievol.sharing import SharedSteps
+from semievol.sharing import HeldTraining, SharedSteps, _is_trained
 
 
 @pytest.fixture
@@ -103,8 +105,8 @@ def test_training_of_another_step_is_linked_and_the_step_named(tmp_path):
     write_training(tmp_path / "a/round-1/evolve/adapter", "f")
     target = tmp_path / "b/control/adapter"
     write_training(target, "old", b"stale")
-    with hold(tmp_path, "f", target) as trained_in:
-        assert trained_in == "a/round-1/evolve"
+    with hold(tmp_path, "f", target) as found:
+        assert found.trained_in == "a/round-1/evolve"
         assert (target / "weights").samefile(tmp_path / "a/round-1/evolve/adapter/weights")
         assert sorted(p.name for p in target.iterdir()) == ["fit_report.json", "weights"]
 
@@ -114,8 +116,8 @@ def test_training_that_is_not_finished_elsewhere_is_left_to_the_caller(tmp_path)
     (tmp_path / "a/control/adapter").mkdir(parents=True)
     (tmp_path / "a/control/adapter/fit_report.json").write_text("{")
     for fingerprint, folder in (("g", "b/evolve/adapter"), ("f", "a/evolve/adapter")):  # another one; its own
-        with hold(tmp_path, fingerprint, tmp_path / folder) as trained_in:
-            assert trained_in is None
+        with hold(tmp_path, fingerprint, tmp_path / folder) as found:
+            assert found.trained_in is None
     assert not (tmp_path / "b/evolve/adapter").exists()
 
 
@@ -129,26 +131,47 @@ def test_training_that_goes_while_it_is_linked_is_not_taken_over(tmp_path, monke
         remove_folder(source)
 
     monkeypatch.setattr(os, "link", link_and_delete)
-    with hold(tmp_path, "f", tmp_path / "b/evolve/adapter") as trained_in:
-        assert trained_in is None
-    assert not (tmp_path / "b/evolve/adapter").exists()
+    with hold(tmp_path, "f", tmp_path / "b/evolve/adapter") as found:
+        assert found.trained_in is None
+    assert list((tmp_path / "b/evolve").iterdir()) == []
+
+
+def test_folders_that_other_processes_add_and_remove_are_passed_over(tmp_path, monkeypatch):
+    write_training(tmp_path / "a/warmup/adapter.partial/final/adapter", "f")
+    write_training(tmp_path / "b/evolve/adapter", "other")
+    write_training(tmp_path / "b/gone/deep/adapter", "f")
+    write_training(tmp_path / "c/evolve/adapter", "f")
+
+    def is_trained(folder: Path, fingerprint: str) -> bool:
+        if folder == tmp_path / "b/evolve/adapter":
+            shutil.rmtree(tmp_path / "b/gone")
+        return _is_trained(folder, fingerprint)
+
+    monkeypatch.setattr("semievol.sharing._is_trained", is_trained)
+    with hold(tmp_path, "f", tmp_path / "d/evolve/adapter") as found:
+        assert found.trained_in == "c/evolve"
+    assert not (tmp_path / "b/gone").exists()
 
 
 def test_training_in_hand_is_waited_for(tmp_path):
     notes: list[str] = []
-    found: list[str | None] = []
+    found: list[HeldTraining] = []
 
     def second() -> None:
-        with hold(tmp_path, "f", tmp_path / "b/evolve/adapter", notes) as trained_in:
-            found.append(trained_in)
+        with hold(tmp_path, "f", tmp_path / "b/evolve/adapter", notes) as held:
+            found.append(held)
 
     thread = threading.Thread(target=second)
-    with hold(tmp_path, "f", tmp_path / "a/evolve/adapter"):
+    with hold(tmp_path, "f", tmp_path / "a/evolve/adapter") as first:
         thread.start()
+        began = time.perf_counter()
         while not notes:
             thread.join(0.01)
             assert thread.is_alive()
         write_training(tmp_path / "a/evolve/adapter", "f")
+        time.sleep(0.1)
     thread.join()
+    took = time.perf_counter() - began
     assert notes == ["another process has the same training in hand; waiting for it"]
-    assert found == ["a/evolve"]
+    assert [held.trained_in for held in found] == ["a/evolve"]
+    assert first.waited_seconds < 0.1 < found[0].waited_seconds < took + 0.1

@@ -127,6 +127,7 @@ def open_model(
     Raises:
         ConfigError: If the folder or hub id cannot be opened, is no causal language model or lacks weights of one.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     path = resolve_model_path(ref.base)
@@ -146,7 +147,7 @@ def open_model(
             trust_remote_code=False,
             **placement,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _cannot_open("model", path, error) from error
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:5])
@@ -167,6 +168,7 @@ def add_adapter(model: "PreTrainedModel", path: str, *, name: str, trainable: bo
         ConfigError: If the folder holds no adapter that fits the model.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     try:
         with warnings.catch_warnings():
@@ -175,7 +177,7 @@ def add_adapter(model: "PreTrainedModel", path: str, *, name: str, trainable: bo
                 model.load_adapter(path, adapter_name=name, is_trainable=trainable)
                 return model
             return PeftModel.from_pretrained(model, path, adapter_name=name, is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"the adapter in {path} cannot be put on the model: {_first_line(error)}") from error
 
 

@@ -21,9 +21,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from semievol.artifacts import is_disk_full
 from semievol.backends.base import Progress
 from semievol.config import LaunchConfig, ModelConfig, TrlTrainerConfig
-from semievol.errors import ArtifactError, ConfigError, DataError, GenerationError, SemiEvolError, TrainingError
+from semievol.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    DiskFullError,
+    GenerationError,
+    SemiEvolError,
+    TrainingError,
+)
 
 WORKER = "semievol.backends.sft_worker"
 STEP = "semievol-step "
@@ -34,7 +43,8 @@ SECONDS_TO_END = 15.0
 """torchrun gets so long to end its workers before it is killed."""
 
 _ERRORS: dict[str, type[SemiEvolError]] = {
-    error.__name__: error for error in (ConfigError, DataError, GenerationError, TrainingError, ArtifactError)
+    error.__name__: error
+    for error in (ConfigError, DataError, GenerationError, TrainingError, ArtifactError, DiskFullError)
 }
 
 
@@ -200,6 +210,8 @@ def _failure(folder: Path, code: int, n_processes: int) -> SemiEvolError:
     records.sort(key=lambda record: (record["kind"] not in _ERRORS, record["seconds"]))
     if records and records[0]["kind"] in _ERRORS:
         return _ERRORS[records[0]["kind"]](records[0]["message"])
+    if is_disk_full(folder):  # it may have left no room for their words
+        return DiskFullError(f"no space left on the disk of {folder}: free some and run again; it goes on")
     goes_on = f"The next run goes on from the last checkpoint; the processes' output: {log_file}"
     killed = [int(n) for n in re.findall(r"exitcode\s*:\s*-(\d+)", output) if int(n) != signal.SIGTERM]
     if killed:

@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from semievol.artifacts import clear_disk_errors
 from semievol.backends import hf
 from semievol.backends.launching import STEP, STOP, write_failure
 from semievol.backends.sft_folders import Request
@@ -58,7 +60,8 @@ def main() -> None:
     except KeyboardInterrupt as error:
         code = 0 if _is_saved(error) else 130
     except BaseException as error:
-        write_failure(path.parent, rank, error, seconds=time.time())
+        with suppress(OSError):  # of a full disk
+            write_failure(path.parent, rank, error, seconds=time.time())
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
@@ -81,7 +84,7 @@ def _train(job: dict[str, Any], rank: int) -> None:
         opened=(Path(job["partial_dir"]), checkpoint),
     )
     rows = [EncodedRow(id, tuple(ids), n_prompt, weight) for id, ids, n_prompt, weight in job["rows"]]
-    with quiet():
+    with quiet(), clear_disk_errors(request.output_dir):
         TrlTrainer(model).train_rows(rows, hf.open_tokenizer(model), request=request)
 
 

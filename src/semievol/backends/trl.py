@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semievol.backends import hf, sft_rows
-from semievol.backends.base import FitReport, Progress, require
+from semievol.backends.base import FIT_REPORT, FitReport, Progress, require
 from semievol.backends.host_memory import restart_peak
 from semievol.backends.launching import launch_faults, run_workers
 from semievol.backends.sft_folders import (
@@ -203,7 +203,7 @@ class TrlTrainer:
         head = {
             "config": config.model_dump(mode="json", exclude=WITHOUT_EFFECT) | _processes(config),
             "model": self._model_config.model_dump(mode="json"),
-            "base": [model.base, _folder_digest(hf.resolve_model_path(model.base))],
+            "base": _base_identity(model.base),
             "adapter": None if model.adapter is None else _folder_digest(model.adapter),
             "seed": seed,
             "tokenizer": tokenizer,
@@ -258,6 +258,13 @@ def _cpu_has_bf16() -> bool:
 
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def _base_identity(base: str) -> list[str | None]:
+    """Name and digest of a base; of one that was trained here the digest alone, as its copies are the same model."""
+    folder = hf.resolve_model_path(base)
+    is_ours = (Path(folder) / FIT_REPORT).is_file()
+    return [None if is_ours else base, _folder_digest(folder)]
 
 
 def _folder_digest(path: str) -> str | None:
