@@ -17,6 +17,7 @@ from semievol.audit import group_vector
 from semievol.compare_load import ArmRun, Cell, ComparisonData
 from semievol.compare_stats import CrossedMean, Ratio, crossed_mean, ratio_interval, share_interval, spread
 from semievol.errors import ArtifactError
+from semievol.report_text import interval, signed
 
 Floats = NDArray[np.float64]
 
@@ -326,7 +327,9 @@ def _gap(cell: Cell, low: Cell, high: Cell) -> Ratio:
     denominator, _ = stack_scores(runs, [top.scores - base.scores for _, base, top in kept])
     found = ratio_interval(numerator, denominator, units=run_units(runs), groups=groups)
     if found.value is None:
-        return replace(found, reason=f"the interval of {GAP_TO} minus {GAP_FROM} reaches zero")
+        gain = crossed_mean(denominator, units=run_units(runs), groups=groups)
+        reason = f"there may be no gap: all gold adds {signed(gain.mean)} points {interval(*gain.interval())} to SFT"
+        return replace(found, reason=reason)
     return found
 
 

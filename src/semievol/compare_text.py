@@ -312,7 +312,8 @@ def _chance_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]
     low = [e["label"] for e in done if e["at_chance"]]
     if not low or results["sweep"]:
         return ""
-    which = "Every arm is" if len(low) == len(done) else f"Of {len(done)} arms {len(low)} are"
+    some = f"{len(low)} of {len(done)} arms {'is' if len(low) == 1 else 'are'}"
+    which = "Every arm is" if len(low) == len(done) else some
     named = "" if len(low) == len(done) else f": {', '.join(low)}"
     return (
         f"{which} at chance, not seen on these test rows to be better than always giving the most frequent right "

@@ -182,7 +182,9 @@ def test_gap_closed_is_the_ratio_of_the_differences(folder, results):
 def test_gap_is_not_defined_where_gold_gains_nothing_certain(tmp_path):
     write_folder(tmp_path, {"sft": 0.6, "semievol": 0.7, "oracle_full": 0.6}, gold=GOLD)
     found = build_results(load_comparison(tmp_path))
-    assert find(found["gap_closed"], "semievol")["value"] is None
+    gap = find(found["gap_closed"], "semievol")
+    assert gap["value"] is None
+    assert re.match(r"there may be no gap: all gold adds \S+ points \[\S+, \S+\] to SFT$", gap["reason"])
     assert ("How much of the gap is closed?") in [question for question, _ in found["verdict"]["points"]]
     assert "Not defined" in text_of(write_compare_report(tmp_path).read_text())
 
@@ -601,7 +603,7 @@ def test_remark_says_whether_groups_are_the_units(tmp_path, n_groups, message):
 
 def test_remark_names_the_arms_that_are_at_chance(tmp_path):
     write_folder(tmp_path, {"zero_shot": 0.3, "sft": 0.8}, seeds=(0,))  # each of three answers is right for a third
-    assert "Of 2 arms 1 are at chance" in remarks_of(tmp_path)
+    assert "1 of 2 arms is at chance" in remarks_of(tmp_path)
     assert "(33.3%): Zero-shot." in remarks_of(tmp_path)
     write_folder(tmp_path / "all", {"zero_shot": 0.3, "sft": 0.35}, seeds=(0,))
     assert "Every arm is at chance" in remarks_of(tmp_path / "all")
