@@ -232,7 +232,10 @@ def folder_hash(path: Path) -> str:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder if it is there; no process ever sees a part of it in its place."""
+    """Delete a folder if it is there; no process ever sees a part of it in its place that looks whole.
+
+    What says what the folder is, its JSON files, goes first where it cannot be moved away in one step.
+    """
     removed = path.with_name(path.name + ".removed")
     shutil.rmtree(removed, ignore_errors=True)
     try:
@@ -240,6 +243,8 @@ def remove_folder(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError:  # some layered file systems rename no folder
+        for file in sorted(path.glob("*.json")):
+            file.unlink(missing_ok=True)
         removed = path
     shutil.rmtree(removed, ignore_errors=True)
 
@@ -274,24 +279,27 @@ LEAST_FREE = 2**24
 def clear_disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk and a missing permission into an ArtifactError that names the place and the remedy.
 
-    The place is `path`, or what the error itself names elsewhere. Libraries that write weights report a full disk in
-    words of their own, so any error on a full disk counts as one.
+    The place is the file that the error names, or else `path`. Libraries that write weights report a full disk in words
+    of their own, so any error on a full disk counts as one.
     """
     try:
         yield
     except SemiEvolError:
         raise
     except Exception as error:
+        named = _named_file(error)
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
-            place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-            is_ours = path in (place, place.with_suffix(""), *place.parents) or place in path.parents
-            what = f"cannot write {path}" if is_ours else f"cannot open {place}"
-            raise ArtifactError(f"{what}: {error.strerror}") from error
-        if is_disk_full(path) or _says_disk_full(error):
-            temporary = Path(tempfile.gettempdir())
-            place = temporary if is_disk_full(temporary) and not is_disk_full(path) else path
-            raise DiskFullError(f"no space left on the disk of {place}: free some and run again; it goes on") from error
+            if named is None and error.errno == errno.EACCES:  # of something that is no file
+                raise
+            raise ArtifactError(f"cannot open or write {named or path}: {error.strerror}") from error
+        if says_disk_full(error) or is_disk_full(path):
+            raise disk_full(named or _full_place(error, path)) from error
         raise
+
+
+def disk_full(path: Path) -> DiskFullError:
+    """The error of a full disk, with the remedy."""
+    return DiskFullError(f"no space left on the disk of {path}: free some and run again; it goes on")
 
 
 def is_disk_full(path: Path) -> bool:
@@ -303,9 +311,26 @@ def is_disk_full(path: Path) -> bool:
         return False
 
 
-def _says_disk_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def says_disk_full(error: Exception) -> bool:
+    """Whether the error itself speaks of a full disk or a quota."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
     if isinstance(error, sqlite3.OperationalError):
         return "full" in str(error)
     return "No space left on device" in str(error)
+
+
+def _named_file(error: Exception) -> Path | None:
+    name = getattr(error, "filename", None)
+    return Path(os.fsdecode(name)) if isinstance(name, str | bytes) and name else None
+
+
+def _full_place(error: Exception, path: Path) -> Path:
+    """`path`, or the folder for temporary files where that alone is full."""
+    if is_disk_full(path) or getattr(error, "errno", None) == errno.EDQUOT:
+        return path
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except OSError:  # it looks for a folder that it can write
+        return path
+    return temporary if is_disk_full(temporary) else path

@@ -180,9 +180,9 @@ def spread_over_sweep(data: ComparisonData) -> list[dict[str, Any]]:
             values = list(_runs_by_value(data, arm, key).values())
             if len(values) < 2:
                 continue
-            effect = value_effect(_by_unit(values))
-            compared = _runs_of_all(values) or set().union(*values)
-            means = [float(np.mean([value for run, value in found.items() if run in compared])) for found in values]
+            table = _by_unit(values)
+            effect = value_effect(table)
+            means = table.mean(axis=0).tolist() if len(table) else [float(np.mean(list(v.values()))) for v in values]
             lines.append(
                 {
                     "key": key,
@@ -214,15 +214,13 @@ def _runs_by_value(data: ComparisonData, arm: str, key: str) -> dict[str, _RunSc
     return found
 
 
-def _runs_of_all(values: Sequence[_RunScores]) -> set[tuple[int, int, str]]:
-    """Those that every value has, so that the values differ in nothing else."""
-    return set(values[0]).intersection(*values[1:])
-
-
 def _by_unit(values: Sequence[_RunScores]) -> Floats:
-    """Means (n_units, n_values) by split, or by seed of a single one, over the runs that every value has."""
-    runs = _runs_of_all(values)
-    place = 0 if len({run[0] for found in values for run in found}) > 1 else 1
+    """Means (n_units, n_values) by split, or by seed of a single one.
+
+    They are over the runs that every value has, so that the values differ in nothing else.
+    """
+    runs = set(values[0]).intersection(*values[1:])
+    place = 0 if len({run[0] for run in runs}) > 1 else 1
     units = sorted({run[place] for run in runs})
     means = [[np.mean([found[run] for run in runs if run[place] == unit]) for found in values] for unit in units]
     return np.array(means, dtype=np.float64).reshape(len(units), len(values))

@@ -13,6 +13,7 @@ from semievol.comparison import ComparisonRecord, RunRecord
 from semievol.config import RunConfig
 from semievol.errors import ConfigError
 from semievol.pipeline import Step, fingerprint_steps
+from semievol.report_text import plural
 from semievol.sft import TRAINED_IN
 from semievol.stage import ROUND_STAGES, Backends
 
@@ -212,30 +213,34 @@ def guess_seconds(config: RunConfig) -> dict[str, float]:
     return found
 
 
-def models_line(plan: WorkPlan, folder: Path, *, jobs: int = 1) -> str | None:
-    """Room on the disk that the models of a plan take where all are kept, for people.
-
-    A model takes 4 bytes a weight that was trained. A training takes 12 more for each of up to two checkpoints (weights
-    and both moments of AdamW), but for its own time alone.
+def models_line(plan: WorkPlan, folder: Path, *, jobs: int = 1, keep_models: bool = True) -> str | None:
+    """Room on the disk that the models of a plan take where all are kept, and their checkpoints meanwhile, for people.
 
     None where nothing is trained here, or where the size of a base cannot be told.
     """
+    from semievol.costs import checkpoint_bytes
+
     groups: dict[tuple[str, ...], list[RunConfig]] = defaultdict(list)
     for config in plan.trained:
         if config.trainer.type == "trl":
             key = (config.model.model_dump_json(), config.generator.type, config.trainer.model_dump_json())
             groups[key].append(config)
-    counted = [(_trained_weights(configs[0]), len(configs)) for configs in groups.values()]
-    known = [(size, n) for size, n in counted if size is not None]
-    if not known or len(known) < len(counted):
+    sizes = [(configs[0], _trained_weights(configs[0]), len(configs)) for configs in groups.values()]
+    known = [(config, size, n) for config, size, n in sizes if size is not None]
+    if not known or len(known) < len(sizes):
         return None
-    models = sum(4 * size * n for size, n in known)
+    n_trainings = sum(n for _, _, n in known)
+    models = sum(4 * size * n for _, size, n in known)
+    checkpoints = min(jobs, n_trainings) * max(checkpoint_bytes(config, size) for config, size, _ in known)
     free = shutil.disk_usage(next(p for p in (folder, *folder.resolve().parents) if p.exists())).free
-    n, checkpoints = sum(n for _, n in known), 2 * 12 * jobs * max(size for size, _ in known)
-    line = f"disk: {n} trainings, {models / 1e9:,.1f} GB of models, up to {checkpoints / 1e9:,.1f} GB of checkpoints"
-    line = f"{line}, {free / 1e9:,.1f} GB free"
-    is_enough = models + checkpoints <= free
-    return line if is_enough else f"{line}: too little; --no-keep-models keeps what they predict alone"
+    parts = [f"{models / 1e9:,.1f} GB of models"] if keep_models else []
+    parts += [f"up to {checkpoints / 1e9:,.1f} GB of checkpoints", f"{free / 1e9:,.1f} GB free"]
+    line = f"disk: {plural(n_trainings, 'training')}, {', '.join(parts)}"
+    if checkpoints > free:
+        return f"{line}: too little; free some, or choose another --output-dir"
+    if keep_models and models + checkpoints > free:
+        return f"{line}: too little; --no-keep-models keeps what they predict alone"
+    return line
 
 
 def _trained_weights(config: RunConfig) -> int | None:

@@ -127,7 +127,7 @@ def compare(
         if time_steps and set(plan.unmeasured) - set(LIGHT):
             guesses = guess_seconds(next(iter(configs.values())))
             plan = plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs, guesses=guesses)
-        models = models_line(plan, output_dir, jobs=jobs) if keep_models else None
+        models = models_line(plan, output_dir, jobs=jobs, keep_models=keep_models)
         for line in filter(None, (*plan.lines(), models)):
             reporter.note(line)
         if plan_only:

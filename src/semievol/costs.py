@@ -246,10 +246,18 @@ def estimate_disk(config: RunConfig, size: ModelSize | None, plans: list[StagePl
     n_trainings = 1 + config.rounds + int(config.control.enabled)
     weights = 0 if size is None or config.trainer.type != "trl" else 4 * size.n_adapter
     n_requests = sum(p.n_scored + p.n_sampled for p in plans)
-    # A checkpoint holds the weights, one more time where they are cut into shares, and two moments; a new one is
-    # written before the old one goes.
+    checkpoints = checkpoint_bytes(config, size.n_adapter) if weights and size is not None else 0
+    return Disk(n_trainings * weights, checkpoints, n_requests * ROW_BYTES, shutil.disk_usage(folder).free)
+
+
+def checkpoint_bytes(config: RunConfig, n_trained: int) -> int:
+    """Most bytes of the checkpoints of one training of `n_trained` weights, for as long as it runs.
+
+    One holds the weights, one more time where they are cut into shares, and the two moments of AdamW, with 4 bytes a
+    number; a new one is written before the old one goes.
+    """
     n_copies = 4 if config.trainer.type == "trl" and config.trainer.is_sharded else 3
-    return Disk(n_trainings * weights, 2 * n_copies * weights, n_requests * ROW_BYTES, shutil.disk_usage(folder).free)
+    return 2 * n_copies * 4 * n_trained
 
 
 def answer_limit(config: RunConfig) -> int:

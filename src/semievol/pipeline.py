@@ -20,7 +20,7 @@ from semievol.backends.base import HOSTED, check_packages
 from semievol.backends.host_memory import restart_peak
 from semievol.backends.notes import hosted_notes
 from semievol.config import RunConfig, Section
-from semievol.errors import ConfigError, SemiEvolError
+from semievol.errors import ConfigError, DiskFullError, SemiEvolError
 from semievol.sft import TRAINED_IN
 from semievol.sharing import SharedSteps
 from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
@@ -203,6 +203,8 @@ def _run_or_take_over(ctx: StageContext, step: Step, fingerprint: str, shared: S
         raise SemiEvolError(error)
     try:
         _run_step(ctx, step, fingerprint)
+    except DiskFullError:
+        raise  # no fault of the step
     except SemiEvolError as fault:
         shared.note_failure(step.name, fingerprint, f"{step.name}: {fault}")
         raise
@@ -223,7 +225,8 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
     ctx.reporter.stage(step.name, (step.stage.run.__doc__ or "").strip())
     restart_peak()
     before, start = ctx.backends.usage, time.perf_counter()
-    stats = step.stage.run(ctx)
+    with clear_disk_errors(ctx.run_dir.path):
+        stats = step.stage.run(ctx)
     after, seconds = ctx.backends.usage, time.perf_counter() - start
     train_seconds, train_tokens = stats.get("train_seconds", 0.0), stats.get("n_tokens", 0)
     is_reused = TRAINED_IN in stats

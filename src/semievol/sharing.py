@@ -25,6 +25,8 @@ Failures = dict[tuple[str, str], str]
 
 LOCKS = ".trainings"
 """Folder under the root with a lock for each training that is done; not needed when no process is left."""
+ORIGIN = ".origin.json"
+"""What is put behind the name of a model's folder, for the file that says which step trained it."""
 
 
 class SharedSteps:
@@ -101,8 +103,11 @@ class SharedSteps:
             lock.acquire()
         waited = time.perf_counter() - start
         try:
-            found = None if _is_trained(folder, fingerprint) else self._link_training(fingerprint, folder)
-            yield HeldTraining(found, waited)
+            if _is_trained(folder, fingerprint):
+                origin = _read_origin(folder, fingerprint)  # linked by a run that was killed then
+            else:
+                origin = self._link_training(fingerprint, folder)
+            yield HeldTraining(origin, waited)
         finally:
             lock.release()
 
@@ -110,13 +115,16 @@ class SharedSteps:
         for source in self._trained_models():
             if not _is_trained(source, fingerprint):
                 continue
+            step = source.parent.relative_to(self._root).as_posix()
+            _write_origin(folder, fingerprint, step)
             try:
                 _link_folder(source, folder)
             except FileNotFoundError:
                 continue  # deleted meanwhile
             if _is_trained(source, fingerprint):  # a folder goes as a whole, so all of it was there
-                return source.parent.relative_to(self._root).as_posix()
+                return step
             remove_folder(folder)
+        _origin_file(folder).unlink(missing_ok=True)
         return None
 
     def _trained_models(self) -> Iterator[Path]:
@@ -146,11 +154,33 @@ class HeldTraining(NamedTuple):
 
 
 def _is_trained(folder: Path, fingerprint: str) -> bool:
+    return _read_json(folder / FIT_REPORT).get("fingerprint") == fingerprint
+
+
+def _origin_file(folder: Path) -> Path:
+    """Beside a linked training: what it is, and which step did it."""
+    return folder.with_name(folder.name + ORIGIN)
+
+
+def _write_origin(folder: Path, fingerprint: str, step: str) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = _origin_file(folder).with_suffix(".partial")
+    partial.write_text(json.dumps({"fingerprint": fingerprint, "trained_in": step}) + "\n", encoding="utf-8")
+    partial.replace(_origin_file(folder))
+
+
+def _read_origin(folder: Path, fingerprint: str) -> str | None:
+    found = _read_json(_origin_file(folder))
+    return found.get("trained_in") if found.get("fingerprint") == fingerprint else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is none."""
     try:
-        found: dict[str, Any] = json.loads((folder / FIT_REPORT).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return found.get("fingerprint") == fingerprint
+        return {}
+    return found
 
 
 def _link_file(source: Path, target: Path) -> None:

@@ -49,7 +49,8 @@ def run_compare(config, folder: Path, arms, **options) -> Recorder:
 
 def artifacts(folder: Path) -> dict[str, bytes]:
     """All that a comparison leaves, but for what it cost, what it is stored in, and who was first to run a step."""
-    left_out = {"manifest.json", ".lock", ".comparison.lock", "fit_report.json", "config.resolved.json"}
+    locks, reports = {".lock", ".comparison.lock"}, {"manifest.json", "config.resolved.json", "fit_report.json"}
+    left_out = locks | reports | {"adapter.origin.json"}
     files = [p for p in folder.rglob("*") if p.is_file() and p.name not in left_out and "sqlite" not in p.name]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
@@ -219,9 +220,9 @@ def test_plan_says_how_much_room_the_models_take(make_config, tmp_path, monkeypa
     assert found.startswith(start)
     assert found.endswith(" GB free")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=n))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=7 * n))
     found = run_compare(config, tmp_path / "c", ["sft", "semievol"], seeds=[0, 1], plan_only=True).notes[-1]
-    assert found.endswith(f"{n / 1e9:.1f} GB free: too little; --no-keep-models keeps what they predict alone")
+    assert found.endswith(f"{7 * n / 1e9:.1f} GB free: too little; --no-keep-models keeps what they predict alone")
 
 
 def test_room_of_the_models_goes_by_the_config_of_each_run(make_config, tmp_path, monkeypatch, tiny_llama_dir):
@@ -231,11 +232,22 @@ def test_room_of_the_models_goes_by_the_config_of_each_run(make_config, tmp_path
         return [], [], ModelSize("Llama", 10**10, sizes[config.trainer.r], 1, 1, 1, 1)
 
     monkeypatch.setattr("semievol.surroundings.check_model", check)
-    config = make_config(model={"path": tiny_llama_dir, "device": "cpu"}, trainer={"type": "trl", "max_steps": 1})
+    config = make_config(
+        model={"path": tiny_llama_dir, "device": "cpu"}, trainer={"type": "trl", "max_steps": 1, "r": 4}
+    )
     axes = {"trainer.r": [4, 8]}
     settings = point_settings(plan_points(axes, cartesian=False))
     recorder = run_compare(config, tmp_path / "c", ["semievol"], settings=settings, sweep=axes, plan_only=True, jobs=2)
     assert recorder.notes[-1].startswith("disk: 4 trainings, 24.0 GB of models, up to 96.0 GB of checkpoints, ")
+    options = {"plan_only": True, "jobs": 2}
+    found = run_compare(config, tmp_path / "c", ["sft"], **options, keep_models=False).notes[-1]
+    assert found.startswith("disk: 1 training, up to 24.0 GB of checkpoints, ")
+    usage = shutil.disk_usage(tmp_path)
+    for free, remedy in ((27, "; --no-keep-models keeps"), (23, "; free some, or choose another --output-dir")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free * 10**9))
+        assert (
+            f"{free}.0 GB free: too little{remedy}" in run_compare(config, tmp_path / "c", ["sft"], **options).notes[-1]
+        )
 
 
 def test_cost_of_a_step_counts_what_was_trained_before_a_restart(make_config, tmp_path, monkeypatch):

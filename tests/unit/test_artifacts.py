@@ -1,6 +1,7 @@
 """Run folders on a disk that is full or may not be written: one clear error, whoever met it first."""
 
 import errno
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -38,32 +39,56 @@ def test_any_error_on_a_full_disk_counts_as_one(tmp_path, monkeypatch):
         raise ConfigError("ours")
 
 
-@pytest.mark.parametrize("named", ["run", "run/notes.txt.partial", ""])
-def test_place_that_may_not_be_written_is_named(tmp_path, monkeypatch, named):
-    place = tmp_path / "run" / "notes.txt"
-
+@pytest.mark.parametrize("place", ["run/notes.txt", "cache/model.safetensors", "."])
+def test_file_that_may_not_be_opened_is_named(tmp_path, monkeypatch, place):
     def refuse(_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "exists", refuse)  # as in a folder that may not be searched
-    error = OSError(errno.EROFS, "Read-only file system", *([str(tmp_path / named)] if named else []))
-    with pytest.raises(ArtifactError) as caught, clear_disk_errors(place):
-        raise error
-    assert str(caught.value) == f"cannot write {place}: Read-only file system"
+    with pytest.raises(ArtifactError) as caught, clear_disk_errors(tmp_path / "run"):
+        raise PermissionError(errno.EACCES, "Permission denied", place)
+    assert str(caught.value) == f"cannot open or write {place}: Permission denied"
     assert not isinstance(caught.value, DiskFullError)
 
 
-def test_other_file_that_may_not_be_opened_is_named(tmp_path):
-    with pytest.raises(ArtifactError) as caught, clear_disk_errors(tmp_path / "run"):
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "cache" / "model.safetensors"))
-    assert str(caught.value) == f"cannot open {tmp_path}/cache/model.safetensors: Permission denied"
+def test_file_system_that_is_read_only_is_named_by_the_place(tmp_path):
+    with pytest.raises(ArtifactError) as caught, clear_disk_errors(tmp_path):
+        raise OSError(errno.EROFS, "Read-only file system")
+    assert str(caught.value) == f"cannot open or write {tmp_path}: Read-only file system"
 
 
-def test_full_disk_of_temporary_files_is_named(tmp_path, monkeypatch):
-    usage, temporary = shutil.disk_usage(tmp_path), Path(tempfile.gettempdir())
-    run = Path("/run-of-ours")
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=0 if place == temporary else 2**40))
-    with pytest.raises(DiskFullError, match=f"no space left on the disk of {temporary}: "), clear_disk_errors(run):
+def test_missing_permission_for_what_is_no_file_comes_through(tmp_path):
+    with pytest.raises(PermissionError), clear_disk_errors(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("error", "full", "named"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "temporary", "temporary"),
+        (OSError(errno.ENOSPC, "No space left on device"), "run", "run"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "temporary", "run"),
+        (OSError(errno.ENOSPC, "No space left on device", "/elsewhere/blob"), "run", "/elsewhere/blob"),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device")]), "none", "run"),
+    ],
+)
+def test_disk_that_is_full_is_named(monkeypatch, error, full, named):
+    places = {"run": Path("/run-of-ours"), "temporary": Path("/temporary"), "none": None}
+    monkeypatch.setattr("semievol.artifacts.is_disk_full", lambda place: place == places[full])
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/temporary")
+    name = places.get(named, named)
+    with pytest.raises(DiskFullError, match=f"no space left on the disk of {name}: "), clear_disk_errors(places["run"]):
+        raise error
+
+
+def test_full_disk_without_any_folder_for_temporary_files_is_named(tmp_path, monkeypatch):
+    """`gettempdir` writes to the folders that it thinks of."""
+
+    def refuse() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", refuse)
+    with pytest.raises(DiskFullError, match=f"no space left on the disk of {tmp_path}: "), clear_disk_errors(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -74,9 +99,18 @@ def test_folder_that_cannot_be_renamed_is_removed_all_the_same(tmp_path, monkeyp
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "weights").touch()
+    (folder / "fit_report.json").touch()
     monkeypatch.setattr(Path, "rename", refuse)
+    unlink, order = os.unlink, []
+
+    def note(path, **options):
+        order.append(Path(path).name)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", note)
     remove_folder(folder)
     assert list(tmp_path.iterdir()) == []
+    assert order == ["fit_report.json", "weights"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

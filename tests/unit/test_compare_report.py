@@ -442,6 +442,23 @@ def test_swept_key_is_judged_by_runs_that_all_values_have(tmp_path):
     assert len(found["arms"][0]["by_run"]) == 3
 
 
+def test_swept_key_is_judged_by_the_seeds_of_the_only_split_that_all_values_have(tmp_path):
+    axes = {"theta": [0.3, 1.0]}
+    write_folder(tmp_path, {"semievol": 0.5}, seeds=(0, 1, 2), splits=(0, 1), reference="semievol", sweep=axes)
+    record = read_comparison(tmp_path)
+    failed = [run.setting == "theta=1.0" and run.split == 1 for run in record.runs]
+    runs = [replace(r, status="failed", error="killed") if f else r for r, f in zip(record.runs, failed, strict=True)]
+    write_comparison(tmp_path, replace(record, runs=tuple(runs)))
+    shares = {"theta=0.3": (0.4, 0.5, 0.45), "theta=1.0": (0.6, 0.75, 0.5)}
+    for run in record.runs:
+        write_run(tmp_path, run, shares[run.setting][run.seed], n_rows=60, groups=(None,), audited=False)
+    found = build_results(load_comparison(tmp_path))
+    low, high = ([run["value"] for run in e["by_run"] if run["split"] == 0] for e in found["arms"])
+    (line,) = found["sweep_spread"]
+    assert line["p_value"] == pytest.approx(stats.ttest_rel(low, high).pvalue)
+    assert line["mean"] == pytest.approx(np.mean([low, high]))
+
+
 def test_sweep_of_one_run_a_value_does_not_judge_the_key(tmp_path):
     write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,), sweep={"theta": [0.3, 1.0]})
     found = build_results(load_comparison(tmp_path))

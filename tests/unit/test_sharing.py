@@ -109,6 +109,15 @@ def test_training_of_another_step_is_linked_and_the_step_named(tmp_path):
         assert found.trained_in == "a/round-1/evolve"
         assert (target / "weights").samefile(tmp_path / "a/round-1/evolve/adapter/weights")
         assert sorted(p.name for p in target.iterdir()) == ["fit_report.json", "weights"]
+    with hold(tmp_path, "f", target) as found:  # as after a kill before the step was noted as done
+        assert found.trained_in == "a/round-1/evolve"
+    remove_folder(target)
+    write_training(target, "g")
+    with hold(tmp_path, "g", target) as found:
+        assert found.trained_in is None
+    with hold(tmp_path, "h", tmp_path / "b/control/adapter"):
+        pass
+    assert [p.name for p in target.parent.iterdir()] == ["adapter"]
 
 
 def test_training_that_is_not_finished_elsewhere_is_left_to_the_caller(tmp_path):

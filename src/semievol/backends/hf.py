@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semievol.artifacts import disk_full, says_disk_full
 from semievol.backends.host_memory import reuse_freed_memory
 from semievol.backends.model_files import read_config
 from semievol.config import ModelConfig
-from semievol.errors import ConfigError
+from semievol.errors import ConfigError, SemiEvolError
 from semievol.types import Message, ModelRef
 
 if TYPE_CHECKING:
@@ -333,7 +334,11 @@ def _revision(model: ModelConfig, path: str) -> str | None:
     return model.revision if path == model.path and not Path(path).is_dir() else None
 
 
-def _cannot_open(what: str, path: str, error: Exception) -> ConfigError:
+def _cannot_open(what: str, path: str, error: Exception) -> SemiEvolError:
+    if says_disk_full(error):  # while a model comes from the hub
+        from huggingface_hub import constants
+
+        return disk_full(Path(constants.HF_HUB_CACHE))
     hint = "check the folder" if Path(path).exists() else "check the hub id, the network and HF_TOKEN, or give a folder"
     return ConfigError(f"model.path: the {what} of {path} cannot be opened ({_first_line(error)}); {hint}")
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from semievol.artifacts import is_disk_full
+from semievol.artifacts import disk_full, is_disk_full
 from semievol.backends.base import Progress
 from semievol.config import LaunchConfig, ModelConfig, TrlTrainerConfig
 from semievol.errors import (
@@ -211,7 +211,7 @@ def _failure(folder: Path, code: int, n_processes: int) -> SemiEvolError:
     if records and records[0]["kind"] in _ERRORS:
         return _ERRORS[records[0]["kind"]](records[0]["message"])
     if is_disk_full(folder):  # it may have left no room for their words
-        return DiskFullError(f"no space left on the disk of {folder}: free some and run again; it goes on")
+        return disk_full(folder)
     goes_on = f"The next run goes on from the last checkpoint; the processes' output: {log_file}"
     killed = [int(n) for n in re.findall(r"exitcode\s*:\s*-(\d+)", output) if int(n) != signal.SIGTERM]
     if killed:
