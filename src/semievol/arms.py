@@ -119,6 +119,11 @@ def choose_arms(
     Raises:
         ConfigError: If there is no such arm, or it does not fit the config, or reads sealed targets without `use_gold`.
     """
+    for name in names:
+        if name not in (*ARMS, "all"):
+            near = difflib.get_close_matches(name, ARMS, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"arms: {', '.join(ARMS)}, or all"
+            raise ConfigError(f"no arm {name!r}; {hint}")
     if "all" in names:
         fitting = []
         for arm in (arm for arm in ARMS.values() if use_gold or not arm.uses_gold):
@@ -128,10 +133,6 @@ def choose_arms(
                 fitting.append(arm)
         return fitting
     for name in names:
-        if name not in ARMS:
-            near = difflib.get_close_matches(name, ARMS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"arms: {', '.join(ARMS)}, or all"
-            raise ConfigError(f"no arm {name!r}; {hint}")
         if ARMS[name].uses_gold and not use_gold:
             raise ConfigError(
                 f"arm {name} reads the targets of the unlabelled rows, which stay sealed; add --use-gold to open them"

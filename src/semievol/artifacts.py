@@ -49,7 +49,12 @@ class RunDir:
             ArtifactError: At once, if another process holds it.
         """
         with clear_disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+                raise ArtifactError(
+                    f"the folder {self.path} cannot be made ({error.strerror}); name another one"
+                ) from error
         lock = FileLock(self.path / ".lock")
         try:
             with lock.acquire(timeout=0):
@@ -306,7 +311,8 @@ def is_disk_full(path: Path) -> bool:
     """Whether less than `LEAST_FREE` is left on the disk of `path`; False where that cannot be told."""
     try:
         place = next((p for p in (path, *path.absolute().parents) if p.exists()), Path())
-        return shutil.disk_usage(place).free < LEAST_FREE
+        usage = shutil.disk_usage(place)
+        return usage.total > 0 and usage.free < LEAST_FREE  # those of the system itself have no size
     except OSError:
         return False
 

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from semievol import __version__
 from semievol.errors import SemiEvolError
+
+if TYPE_CHECKING:
+    from semievol.artifacts import RunDir
 
 app = typer.Typer(
     add_completion=False,
@@ -36,7 +39,7 @@ Seeds = Annotated[str, typer.Option(help="How many seeds of training and samplin
 Splits = Annotated[str, typer.Option(help="How many cuts of the rows, or a list; a demo makes new rows for each.")]
 Reference = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Arm to compare with [default: sft_matched, or the first there is]."),
+    typer.Option(help="Arm to compare with [default: sft_matched, else sft, else the first]."),
 ]
 UseGold = Annotated[
     bool,
@@ -44,7 +47,9 @@ UseGold = Annotated[
 ]
 BaseModel = Annotated[Optional[str], typer.Option("--model", help="Another base model: hub id or folder.")]  # noqa: UP045
 Folder = Annotated[Optional[Path], typer.Option("--output-dir", "-o", help="Folder of the comparison.")]  # noqa: UP045
-Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work; the results are the same.")]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Processes that share the work; the results are the same up to rounding.")
+]
 KeepModels = Annotated[
     bool,
     typer.Option(help="Keep the trained models; else each goes when no run needs it any more. Predictions stay."),
@@ -52,7 +57,9 @@ KeepModels = Annotated[
 PlanOnly = Annotated[
     bool, typer.Option("--plan", help="Say how many runs there are and how long they will take, and run nothing.")
 ]
-Format = Annotated[str, typer.Option("--format", help="Of the table: `text`, `csv`, `md` or `tex`.")]
+Format = Annotated[
+    str, typer.Option("--format", help="Of the main table: `text`, `csv`, `md` or `tex`; `json` is all results.")
+]
 
 
 def main() -> None:
@@ -389,8 +396,11 @@ def report(
 
     Example: `semievol report runs/compare-tickets --format md`
     """
+    from semievol.artifacts import RunDir
     from semievol.comparison import is_comparison
     from semievol.errors import ConfigError
+    from semievol.pipeline import redraw
+    from semievol.progress import ConsoleReporter
     from semievol.summary import read_run_config
 
     if is_comparison(folder):
@@ -398,8 +408,10 @@ def report(
         return
     if table_format != "text":
         raise ConfigError(f"--format {table_format}: {folder} is a run, which has no tables to print; use --json")
-    config = read_run_config(folder).model_copy(update={"output_dir": str(folder)})
-    _run(config, again=f"semievol report {folder}", from_stage="report", json_output=json_output)
+    run_dir = RunDir(folder)
+    with ConsoleReporter() as reporter, _resumable(f"semievol report {folder}"):
+        redraw(read_run_config(folder), run_dir, reporter=reporter)
+    _show_results(run_dir, json_output=json_output)
 
 
 def _show_comparison(folder: Path, *, table_format: str, json_output: bool) -> None:
@@ -419,10 +431,15 @@ def _show_comparison(folder: Path, *, table_format: str, json_output: bool) -> N
 def _run(config: Any, *, again: str, from_stage: str | None = None, json_output: bool) -> None:
     from semievol import pipeline
     from semievol.progress import ConsoleReporter
-    from semievol.summary import render_results
 
     with ConsoleReporter() as reporter, _resumable(again):
         run_dir = pipeline.run(config, reporter=reporter, from_stage=from_stage)
+    _show_results(run_dir, json_output=json_output)
+
+
+def _show_results(run_dir: "RunDir", *, json_output: bool) -> None:
+    from semievol.summary import render_results
+
     results = run_dir.read_json("results")
     if json_output:
         _print_json(results)

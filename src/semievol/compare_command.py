@@ -17,7 +17,7 @@ from semievol.config import RunConfig, load_config
 from semievol.demo.running import prepare_demo
 from semievol.errors import ConfigError
 from semievol.stage import Reporter
-from semievol.sweeping import ARMS, plan_points, point_settings, split_arguments
+from semievol.sweeping import ALIASES, ARMS, plan_points, point_settings, split_arguments
 
 DEMO = "demo:"
 FORMATS = ("text", "csv", "md", "tex", "json")
@@ -54,6 +54,8 @@ def run_sweep(
 ) -> Path:
     """`semievol sweep`; returns the folder."""
     overrides, axes = split_arguments(arguments)
+    for key in axes:
+        _refuse_varied_key(key, f"sweep {key}")
     points = plan_points(axes, cartesian=cartesian)
     names = list(ARMS) if arms is None else parse_names(arms)
     return _compare("sweep", source, overrides, names, options, reporter, settings=point_settings(points), sweep=axes)
@@ -68,7 +70,12 @@ def _compare(
     reporter: Reporter,
     **sweep: Any,
 ) -> Path:
+    if options.model is not None and not options.model.strip():
+        raise ConfigError("--model: the name is empty; give a hub id or a folder")
     folder = options.output_dir or default_folder(command, source, options.model)
+    in_the_way = next((place for place in (folder, *folder.parents) if place.is_file()), None)
+    if in_the_way is not None:
+        raise ConfigError(f"--output-dir {folder}: {in_the_way} is a file; name another folder")
     splits = parse_numbers(options.splits, option="--splits")
     chosen = [*overrides, *([f"model.path={options.model}"] if options.model else [])]
     return compare(
@@ -98,15 +105,21 @@ def open_configs(
     """
     for text in overrides:
         key = text.partition("=")[0].strip()
-        if key in ("seed", "data.seed", "output_dir"):
-            option = {"seed": "--seeds", "data.seed": "--splits", "output_dir": "--output-dir"}[key]
-            raise ConfigError(f"{text}: a comparison sets {key} for each run; use {option}")
+        _refuse_varied_key(key, text)
+        if key in ALIASES:
+            raise ConfigError(f"{text}: {key} is a key of `semievol sweep`; set {ALIASES[key]} here")
     if not source.startswith(DEMO):
         return load_config(Path(source), overrides)
     task = source.removeprefix(DEMO)
     return {
         s: prepare_demo(task, seed=s, output_dir=folder / "tasks" / f"split-{s}", overrides=overrides) for s in splits
     }
+
+
+def _refuse_varied_key(key: str, text: str) -> None:
+    options = {"seed": "--seeds", "data.seed": "--splits", "output_dir": "--output-dir"}
+    if key in options:
+        raise ConfigError(f"{text}: a comparison sets {key} for each run; use {options[key]}")
 
 
 def default_folder(command: str, source: str, model: str | None = None) -> Path:
@@ -126,7 +139,7 @@ def parse_numbers(text: str, *, option: str) -> list[int]:
     Raises:
         ConfigError: If it is neither, or a number comes twice.
     """
-    if not re.fullmatch(r"\d+|(\d+,)+\d*", text.replace(" ", "")) or text.strip() == "0":
+    if not re.fullmatch(r"\d+|(\d+,)+\d*", text.replace(" ", "")) or re.fullmatch(r"\s*0+\s*", text):
         raise ConfigError(f"{option} {text}: expected how many (5 is 0 to 4), or the numbers themselves, such as 3,4,7")
     if "," not in text:
         return list(range(int(text)))

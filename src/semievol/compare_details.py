@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol import metrics
+from semievol.artifacts import RunDir, file_hash
 from semievol.audit import group_lines, measure_calibration
 from semievol.compare_load import COST_SUMS, ArmRun, Cell, ComparisonData, run_cost, setting_text, value_text
 from semievol.compare_results import run_units, stack_scores
@@ -85,6 +86,17 @@ def count_rows(data: ComparisonData) -> list[dict[str, Any]]:
         }
         for (split, counts), setting in found.items()
     ]
+
+
+def has_same_labels(data: ComparisonData) -> bool:
+    """Whether there are several splits, and all of them have the same labelled rows at each setting."""
+    found: dict[str, dict[int, str]] = {}
+    for run in (run for cell in data.cells for run in cell.runs):
+        file = RunDir(run.folder).file("data/labeled")
+        splits = found.setdefault(setting_text(run.setting), {})
+        if run.split not in splits and file.exists():
+            splits[run.split] = file_hash(file)
+    return bool(found) and all(len(s) > 1 and len(set(s.values())) == 1 for s in found.values())
 
 
 def total_cost(data: ComparisonData) -> dict[str, float]:

@@ -24,6 +24,7 @@ from semievol.artifacts import RunDir
 from semievol.compare_details import (
     calibrate,
     count_rows,
+    has_same_labels,
     mean_cost,
     measure_groups,
     rate_signals,
@@ -122,6 +123,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         gap_closed: `compare_results.GapClosed` of each arm; empty without the gold arm.
         groups: arm, setting, group, value, ci_low, ci_high, n.
         sweep_spread: `compare_details.spread_over_sweep`.
+        same_labels: `compare_details.has_same_labels`.
         verdict: sentence, points (question and answer) and remarks.
     """
     states = Counter(run.status for cell in data.cells for run in cell.runs)
@@ -151,6 +153,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         "gap_closed": [asdict(found) for found in close_gaps(data)],
         "groups": [line for cell in data.cells for line in measure_groups(cell)],
         "sweep_spread": spread_over_sweep(data),
+        "same_labels": has_same_labels(data),
     }
     results["verdict"] = write_verdict(results)._asdict()
     return results
@@ -249,7 +252,7 @@ def _remove_old(folder: Path) -> None:
 
 def _headline(data: ComparisonData, main: str) -> dict[str, Any] | None:
     ours = data.find(main)
-    references = (data.reference,) if data.reference != main else FALLBACKS
+    references = (data.reference,) if data.reference != main else tuple(name for name in FALLBACKS if name != main)
     theirs = next((cell for name in references if (cell := data.find(name)) is not None and cell.done), None)
     if ours is None or theirs is None:
         return None

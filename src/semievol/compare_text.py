@@ -250,6 +250,11 @@ def _unmeasured_sentence(results: Mapping[str, Any]) -> str:
     runs = results["n_runs"]
     if not runs["done"]:
         return f"Nothing is measured yet: {runs['pending']} runs are to come and {runs['failed']} failed."
+    arms = {entry["arm"]: entry for entry in results["arms"] if entry["value"] is not None}
+    if len(arms) == 1:
+        (only,) = arms.values()
+        reached = f"{percent(only['value'])}% {METRIC_NAMES[results['metric']]}"
+        return f"Nothing can be compared yet: {only['label']} reaches {reached}, and no other arm is done."
     return "Nothing can be compared yet: no split and seed is done in both the method and its reference."
 
 
@@ -285,9 +290,10 @@ def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _draws_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
     """What the number of splits and seeds leaves open."""
-    if len(results["splits"]) == 1:
+    if len(results["splits"]) == 1 or results["same_labels"]:
         few = "; with two seeds they are very wide, too" if max(len(e["by_run"]) for e in done) == 2 else ""
-        return f"All runs have the same labelled rows: no interval covers the chance in drawing those{few}."
+        whole = "All splits" if results["same_labels"] else "All runs"
+        return f"{whole} have the same labelled rows: no interval covers the chance in drawing those{few}."
     if len(results["splits"]) == 2:
         return "Two splits leave the intervals very wide; from three on they are of use."
     return ""

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from semievol.arms import ARMS, choose_arms
+from semievol.arms import ARMS, choose_arms, plan_arm
 from semievol.artifacts import RunDir, remove_folder
 from semievol.compare_models import drop_models
 from semievol.compare_plan import (
     LIGHT,
     Key,
+    PlannedRun,
     Setting,
     base_config,
     choose_reference,
@@ -42,6 +43,7 @@ from semievol.comparison import (
     ArmRecord,
     ComparisonRecord,
     RunRecord,
+    can_join,
     changed_keys,
     is_comparison,
     join_records,
@@ -51,11 +53,14 @@ from semievol.comparison import (
     write_comparison,
 )
 from semievol.config import RunConfig
-from semievol.errors import DiskFullError, SemiEvolError
+from semievol.errors import ConfigError, DiskFullError, SemiEvolError
+from semievol.loading import load_examples
 from semievol.pipeline import run_steps
 from semievol.progress import ConsoleReporter
+from semievol.report_text import plural
 from semievol.sharing import LOCKS, Failures, SharedSteps
-from semievol.stage import Reporter, SilentReporter
+from semievol.stage import Backends, Reporter, SilentReporter
+from semievol.summary import read_run_config
 
 
 def compare(
@@ -103,6 +108,7 @@ def compare(
     """
     reporter = reporter or SilentReporter()
     configs = split_configs(config, splits)
+    use_gold = use_gold and _find_gold(next(iter(configs.values())), arms, note=reporter.note)
     chosen = choose_arms(arms, next(iter(configs.values())), use_gold=use_gold, note=reporter.note)
     record = ComparisonRecord(
         reference=choose_reference(reference, [arm.name for arm in chosen]),
@@ -132,13 +138,17 @@ def compare(
             reporter.note(line)
         if plan_only:
             return output_dir
-        write_comparison(output_dir, _with_earlier(record, output_dir, reference=reference, reporter=reporter))
+        whole = _with_earlier(record, output_dir, reference=reference, reporter=reporter, backends=backends)
+        write_comparison(output_dir, whole)
         left = [run for run in runs if run.record.key not in done]
         n_jobs = max(1, min(jobs, len(left)))
         finished = {split: finished_steps(output_dir, split) for split in splits}
         schedule = Schedule(left, prints, finished, jobs=n_jobs)
         work = _Work(output_dir, schedule, prints, reporter, n_jobs, keep_models, guesses)
-        if n_jobs > 1:
+        if not keep_models:
+            for split in splits:
+                work.drop_models(whole, split)
+        if jobs > 1 and left:  # a single run has a process of its own, too, as it may be killed for its memory
             _run_in_processes(work)
         else:
             _run_in_this_process(work)
@@ -146,27 +156,71 @@ def compare(
     return output_dir
 
 
+def _find_gold(config: RunConfig, arms: Sequence[str], *, note: Callable[[str], None]) -> bool:
+    """Whether there are sealed targets to open. Raises ConfigError if there are none, and an arm needs them."""
+    if load_examples(config).gold:
+        return True
+    named = [name for name in arms if name in ARMS and ARMS[name].uses_gold]
+    if named:
+        raise ConfigError(
+            f"{', '.join(named)}: these arms read the targets of the unlabelled rows, but no unlabelled row has one; "
+            "leave them out, and --use-gold with them"
+        )
+    note("--use-gold: no unlabelled row has a target, so the oracle arms and the audits of pseudo-labels are left out")
+    return False
+
+
 def _with_earlier(
-    record: ComparisonRecord, folder: Path, *, reference: str | None, reporter: Reporter
+    record: ComparisonRecord,
+    folder: Path,
+    *,
+    reference: str | None,
+    reporter: Reporter,
+    backends: Callable[[RunConfig], Backends],
 ) -> ComparisonRecord:
     """The record with what the folder held before, as far as it fits; what does not is named."""
     if not is_comparison(folder):
         return record
     earlier = read_comparison(folder)
-    joined = join_records(record, earlier)
-    if joined is not record:
+    known = {run.key for run in record.runs}
+    others = [run for run in earlier.runs if run.status == "done" and run.key not in known]
+    fits = can_join(record, earlier)
+    kept = [run for run in others if fits and _is_current(folder, run, backends)]
+    if len(kept) < len(others):
+        why = _reason_to_leave(record, earlier)
+        n_left = plural(len(others) - len(kept), "finished run")
+        reporter.note(f"no longer in the comparison: {n_left} of an earlier call, because {why}. The folders stay")
+    elif not fits and any(run.status == "done" for run in earlier.runs):
+        why = _reason_to_leave(record, earlier)
+        reporter.note(f"finished runs of an earlier call are run again in their place, because {why}")
+    if kept:
+        reporter.note(f"still in the comparison: {plural(len(kept), 'finished run')} of an earlier call")
+        joined = join_records(record, earlier, kept)
         places = list(ARMS)
         arms = sorted(joined.arms, key=lambda arm: places.index(arm.name) if arm.name in places else len(places))
-        n_kept = len(joined.runs) - len(record.runs)
-        reporter.note(f"{n_kept} finished runs of an earlier call stay in the comparison")
         return replace(joined, arms=tuple(arms), reference=choose_reference(reference, [arm.name for arm in arms]))
-    changed = changed_keys(record.config or {}, earlier.config) if earlier.config is not None else []
-    if changed and any(run.status == "done" for run in earlier.runs):
-        reporter.note(
-            f"the config is not that of the runs in {folder} (other: {', '.join(changed[:5])}): they are run again in "
-            "their place; another --output-dir keeps both"
-        )
     return record
+
+
+def _is_current(folder: Path, run: RunRecord, backends: Callable[[RunConfig], Backends]) -> bool:
+    """Whether a finished run is what its own config, its data files and this version of the code would give."""
+    try:
+        config = read_run_config(folder / run.folder)
+        steps = plan_arm(ARMS[run.arm], config, use_gold=False)
+        planned = PlannedRun(run, config, tuple(steps))
+        return is_done(folder, planned, fingerprint_run(planned, folder, backends))
+    except (SemiEvolError, KeyError):  # a key, a file or an arm that is no more
+        return False
+
+
+def _reason_to_leave(record: ComparisonRecord, earlier: ComparisonRecord) -> str:
+    changed = changed_keys(record.config or {}, earlier.config) if earlier.config is not None else ["config"]
+    if changed:
+        return f"their config is another one (other: {', '.join(changed[:5])}); another --output-dir keeps both"
+    if not can_join(record, earlier):
+        before = f"a sweep over {', '.join(earlier.sweep)}" if earlier.sweep else "no sweep"
+        return f"they belong to {before}; another --output-dir keeps both"
+    return "they were made from other data files or by another version of semievol"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +246,13 @@ class _Work:
             return
         after = record_run(self.folder, record)
         if not self.keep_models:
-            self._drop_models(after, record.split)
+            self.drop_models(after, record.split)
         n_ended = sum(r.status != "pending" for r in after.runs)
         ended = f"{record.arm}, {_place(record)}: {record.error or 'done'}"
         self.reporter.note(f"{n_ended} of {len(after.runs)} runs: {ended}{self._time_left()}")
 
-    def _drop_models(self, record: ComparisonRecord, split: int) -> None:
+    def drop_models(self, record: ComparisonRecord, split: int) -> None:
+        """Delete the models of the finished runs of a split that no run needs any more."""
         left = [run for run in self.schedule.left if run.record.split == split]
         needed = {print_ for run in left for print_ in self.prints[run.record.key].items()}
         done = [self.folder / r.folder for r in record.runs if r.split == split and r.status == "done"]
@@ -209,7 +264,7 @@ class _Work:
         left = plan_work(
             self.folder, self.schedule.left, self.prints, n_runs_done=0, jobs=self.jobs, guesses=self.guesses
         )
-        return "" if left.unmeasured else f"; {left.time_left()}"
+        return "" if left.unmeasured or not left.left else f"; {left.time_left()}"
 
 
 def _run_in_this_process(work: _Work) -> None:

@@ -87,6 +87,15 @@ def is_comparison(folder: Path) -> bool:
     return RunDir(folder).file(NAME, ".json").is_file()
 
 
+def comparison_of(run_path: Path) -> Path | None:
+    """The comparison that a run folder is a part of; None of a run of its own."""
+    for folder in list(run_path.absolute().parents)[:4]:
+        if is_comparison(folder):
+            place = run_path.absolute().relative_to(folder).as_posix()
+            return folder if any(run.folder == place for run in read_comparison(folder).runs) else None
+    return None
+
+
 def read_comparison(folder: Path) -> ComparisonRecord:
     """Read comparison.json.
 
@@ -123,22 +132,26 @@ def record_run(folder: Path, run: RunRecord) -> ComparisonRecord:
     return after
 
 
-def join_records(new: ComparisonRecord, earlier: ComparisonRecord) -> ComparisonRecord:
-    """`new` with the finished runs of `earlier` that it does not have: a folder gains arms, seeds, splits and points.
+def can_join(new: ComparisonRecord, earlier: ComparisonRecord) -> bool:
+    """Whether the runs of both can stand in one comparison.
 
-    Only where both start from the same config and sweep the same keys; else `new` as it is.
+    They start from the same config, and sweep the same keys, or other keys one at a time.
     """
-    if earlier.config is None or earlier.config != new.config or list(earlier.sweep or {}) != list(new.sweep or {}):
-        return new
-    known = {run.key for run in new.runs}
-    kept = [run for run in earlier.runs if run.status == "done" and run.key not in known]
+    if earlier.config is None or earlier.config != new.config or (new.sweep is None) != (earlier.sweep is None):
+        return False
+    same = list(earlier.sweep or {}) == list(new.sweep or {})
+    return same or (_is_one_at_a_time(new) and _is_one_at_a_time(earlier))
+
+
+def join_records(new: ComparisonRecord, earlier: ComparisonRecord, kept: Sequence[RunRecord]) -> ComparisonRecord:
+    """`new` with some runs of `earlier` that it does not have: a folder gains arms, seeds, splits and points."""
     if not kept:
         return new
     there = {run.arm for run in kept}
     sweep = None
     if new.sweep is not None:
         before = earlier.sweep or {}
-        sweep = {key: _ordered([*before[key], *values]) for key, values in new.sweep.items()}
+        sweep = {key: _ordered([*before.get(key, ()), *new.sweep.get(key, ())]) for key in {**before, **new.sweep}}
     arms = {arm.name: arm for arm in (*new.arms, *earlier.arms) if arm in new.arms or arm.name in there}
     return replace(
         new,
@@ -149,6 +162,11 @@ def join_records(new: ComparisonRecord, earlier: ComparisonRecord) -> Comparison
         sweep=sweep,
         runs=(*new.runs, *kept),
     )
+
+
+def _is_one_at_a_time(record: ComparisonRecord) -> bool:
+    points = {format_setting({key: value}) for key, values in (record.sweep or {}).items() for value in values}
+    return all(run.setting in points for run in record.runs)
 
 
 def changed_keys(new: Mapping[str, Any], earlier: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1046,7 +1046,7 @@ class RunConfig(Section):
         return value
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML config and apply `key=value` overrides (dotted keys, values in YAML).
 
     Relative paths of data files, of a local model and of `output_dir` are taken from the working directory,
@@ -1056,6 +1056,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: If the file is missing or not YAML, or a key or value does not fit; one line a fault, with the
         remedy.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -19,8 +19,9 @@ from semievol.artifacts import DROPPED, STATE, RunDir, clear_disk_errors, conten
 from semievol.backends.base import HOSTED, check_packages
 from semievol.backends.host_memory import restart_peak
 from semievol.backends.notes import hosted_notes
+from semievol.comparison import comparison_of
 from semievol.config import RunConfig, Section
-from semievol.errors import ConfigError, DiskFullError, SemiEvolError
+from semievol.errors import ArtifactError, ConfigError, DiskFullError, SemiEvolError
 from semievol.sft import TRAINED_IN
 from semievol.sharing import SharedSteps
 from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
@@ -86,11 +87,48 @@ def run(
         SemiEvolError: Whatever a stage raises; what is finished stays, and calling again goes on.
     """
     run_dir = RunDir(Path(config.output_dir))
+    _refuse_part_of_comparison(run_dir.path)
     steps = plan_steps(config)
     again = [] if from_stage is None else steps[find_step(steps, from_stage) :]
     last = len(steps) - 1 if until_stage is None else find_step(steps, until_stage)
     run_steps(config, run_dir, steps[: last + 1], reporter=reporter, again=[s.name for s in again])
     return run_dir
+
+
+def redraw(config: RunConfig, run_dir: RunDir, *, reporter: Reporter | None = None) -> None:
+    """Draw the report of a finished run again from what its folder holds; nothing else runs, whatever has changed.
+
+    Args:
+        config: The one in the folder; its `output_dir` has no say.
+        run_dir: The folder, wherever it is now.
+        reporter: What a person sees; None shows nothing.
+
+    Raises:
+        ArtifactError: If the run is not finished, or is a part of a comparison.
+    """
+    _refuse_part_of_comparison(run_dir.path)
+    *before, last = plan_steps(config)
+    manifest = run_dir.manifest()
+    missing = [step.name for step in before if step.name not in manifest]
+    if missing:
+        raise ArtifactError(
+            f"{run_dir.path} has no report to draw, as these stages are not done: {', '.join(missing)}. `semievol run` "
+            "with the config of the run goes on with it"
+        )
+    fingerprint = manifest.get(last.name, {}).get("fingerprint", "")
+    with run_dir.lock():
+        ctx = StageContext(config, run_dir, last.stage, Backends(config), reporter or SilentReporter(), last.round)
+        _run_step(ctx, last, fingerprint)
+
+
+def _refuse_part_of_comparison(path: Path) -> None:
+    """In the folder of an arm the stages that the arm lacks would run, and count as its own."""
+    whole = comparison_of(path)
+    if whole is not None:
+        raise ArtifactError(
+            f"{path} is one run of the comparison in {whole}: `semievol report {whole}` draws its report, and the "
+            "`semievol compare` or `sweep` that began it goes on with it"
+        )
 
 
 def run_steps(

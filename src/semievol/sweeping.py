@@ -27,6 +27,15 @@ from semievol.rewordings import N_WORDINGS, reword
 Axes = dict[str, list[Any]]
 """Values by key, in the order given."""
 
+ALIASES = {
+    "n": "propagate.configurations",
+    "theta": "select.keep_fraction",
+    "k": "retrieve.k",
+    "unlabeled_ratio": "data.max_unlabeled",
+    "rewording": "task.instruction",
+}
+"""Keys of a sweep, and the key of the config that each sets first of all."""
+
 ARMS = ("sft_matched", "semievol")
 """Arms of a sweep that names none."""
 
@@ -63,21 +72,21 @@ def split_arguments(texts: Sequence[str]) -> tuple[list[str], Axes]:
                     f"rewording={listed} lists them by their numbers from 0"
                 )
             axes["rewording"] = list(range(_whole(key, values[0], 1, N_WORDINGS)))
-        elif len(values) == 1 and key not in DERIVED:
+        elif len(values) == 1 and ("." in key or key not in DERIVED):
             overrides.append(text)
         else:
             axes[key] = [value for i, value in enumerate(values) if value not in values[:i]]
+    for key, config_key in ALIASES.items():
+        if key in axes and config_key in axes:
+            raise ConfigError(f"sweep {key} and {config_key}: {key} stands for {config_key}; sweep one of them")
+    if not axes:
+        single = f" ({overrides[0]} has one value, so it is an override)" if overrides else ""
+        raise ConfigError(f"nothing to sweep{single}: give at least one key=v1,v2,..., for example n=1,2,3,4,5")
     return overrides, axes
 
 
 def plan_points(axes: Axes, *, cartesian: bool) -> list[dict[str, Any]]:
-    """Points of a sweep: every combination of the values, or one key at a time with the others as the config has them.
-
-    Raises:
-        ConfigError: If there is no key.
-    """
-    if not axes:
-        raise ConfigError("nothing to sweep: give at least one key=v1,v2,..., for example n=1,2,3,4,5")
+    """Points: every combination of the values, or one key at a time with the others as the config has them."""
     if cartesian:
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return [{key: value} for key, values in axes.items() for value in values]

@@ -1,7 +1,9 @@
 """Comparisons over the fake backends: what runs once, what is shared, what a failure or a kill leaves."""
 
 import json
+import os
 import shutil
+import signal
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -9,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from semievol import pipeline
 from semievol.arms import ARMS, Arm
 from semievol.artifacts import SEALED_GOLD, RunDir
 from semievol.backends.fake import FakeTrainer
 from semievol.compare_plan import guess_seconds
-from semievol.comparing import compare, run_part
+from semievol.comparing import KILLED, compare, run_part
 from semievol.comparison import read_comparison
 from semievol.errors import ArtifactError, ConfigError, DiskFullError
 from semievol.model_sizes import ModelSize
 from semievol.sharing import SharedSteps
 from semievol.stage import SilentReporter
+from semievol.summary import read_run_config
 from semievol.sweeping import plan_points, point_settings
 from semievol.types import Prediction
 from tests.pipeline.conftest import write_task
@@ -125,7 +129,7 @@ def test_narrower_call_keeps_the_runs_that_are_done(make_config, tmp_path):
     before = read_comparison(tmp_path / "c")
     recorder = run_compare(make_config(), tmp_path / "c", ["zero_shot", "semievol-as"], seeds=[2])
     after = read_comparison(tmp_path / "c")
-    assert "6 finished runs of an earlier call stay in the comparison" in recorder.notes
+    assert "still in the comparison: 6 finished runs of an earlier call" in recorder.notes
     assert [arm.name for arm in after.arms] == ["zero_shot", "sft", "semievol", "semievol-as"]
     assert (after.seeds, after.reference) == ((0, 1, 2), "sft")
     assert set(before.runs) < set(after.runs)
@@ -137,7 +141,66 @@ def test_runs_of_another_config_leave_the_comparison_and_that_is_said(make_confi
     run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft"])
     recorder = run_compare(make_config(warmup={"max_steps": 3}), tmp_path / "c", ["sft"])
     assert [run.arm for run in read_comparison(tmp_path / "c").runs] == ["sft"]
-    assert any("is not that of the runs in" in note and "warmup.max_steps" in note for note in recorder.notes)
+    assert any(
+        note.startswith(
+            "no longer in the comparison: 1 finished run of an earlier call, because their config is another"
+        )
+        and "warmup.max_steps" in note
+        for note in recorder.notes
+    )
+    recorder = run_compare(make_config(), tmp_path / "c", ["sft"])
+    assert any("are run again in their place, because their config" in note for note in recorder.notes)
+
+
+def test_runs_of_other_data_leave_the_comparison_and_that_is_said(make_config, tmp_path):
+    files = write_task(tmp_path)
+    run_compare(make_config(data=files), tmp_path / "c", ["zero_shot", "sft"])
+    labeled = Path(files["labeled"])
+    labeled.write_text("".join(labeled.read_text().splitlines(keepends=True)[:13]))
+    recorder = run_compare(make_config(data=files), tmp_path / "c", ["semievol"])
+    assert [run.arm for run in read_comparison(tmp_path / "c").runs] == ["semievol"]
+    assert any(
+        "2 finished runs of an earlier call, because they were made from other data" in n for n in recorder.notes
+    )
+
+
+def test_run_of_a_comparison_is_not_gone_on_with_alone(make_config, tmp_path):
+    """The stages that its arm lacks would run in its folder, and count as its own."""
+    run_compare(make_config(), tmp_path / "c", ["sft"])
+    folder = tmp_path / "c" / "split-0/seed-0/sft"
+    before = RunDir(folder).manifest()
+    config = read_run_config(folder).model_copy(update={"output_dir": str(folder)})
+    refused = pytest.raises(ArtifactError, match=r"is one run of the comparison in .*/c: `semievol report")
+    with refused:
+        pipeline.run(config)
+    with refused:
+        pipeline.redraw(config, RunDir(folder))
+    assert RunDir(folder).manifest() == before
+
+
+def test_gold_that_is_not_there_is_said_before_anything_runs(make_config, tmp_path):
+    files = write_task(tmp_path)
+    bare = Path(files["unlabeled"])
+    bare.write_text("\n".join(line.rpartition(",")[0] for line in bare.read_text().splitlines()) + "\n")
+    config = make_config(data=files)
+    with pytest.raises(ConfigError, match=r"oracle_full: these arms read the targets .* no unlabelled row has one"):
+        run_compare(config, tmp_path / "c", ["sft", "oracle_full"], use_gold=True)
+    assert not (tmp_path / "c").exists()
+    recorder = run_compare(config, tmp_path / "c", ["all"], use_gold=True, plan_only=True)
+    assert recorder.notes[0].startswith("--use-gold: no unlabelled row has a target, so the oracle arms")
+    assert f"{len(FREE)} runs" in recorder.notes[1]
+
+
+def end_process(folder, part, failures, shown):
+    """Stands in for a worker of `--jobs` that the system ends when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_single_run_that_is_left_has_a_process_of_its_own(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("semievol.comparing._run_part_in_process", end_process)
+    run_compare(make_config(), tmp_path / "c", ["sft"], jobs=2)
+    (run,) = read_comparison(tmp_path / "c").runs
+    assert (run.status, run.error) == ("failed", KILLED)
 
 
 def test_all_leaves_out_arms_that_do_not_fit_and_says_why(make_config, tmp_path):
@@ -399,6 +462,14 @@ def test_models_that_no_run_needs_are_dropped(make_config, tmp_path):
     predictions = sorted(p.read_bytes() for p in (tmp_path / "c").rglob("measure/predictions.jsonl"))
     assert predictions == sorted(p.read_bytes() for p in (tmp_path / "kept").rglob("measure/predictions.jsonl"))
     assert run_compare(make_config(), tmp_path / "c", arms, keep_models=False).ran == []
+
+
+def test_models_of_a_finished_comparison_can_be_dropped(make_config, tmp_path):
+    folder = tmp_path / "c"
+    run_compare(make_config(), folder, ["sft", "semievol"])
+    assert list(folder.rglob("adapter"))
+    assert run_compare(make_config(), folder, ["sft", "semievol"], keep_models=False).ran == []
+    assert not list(folder.rglob("adapter"))
 
 
 def test_arm_that_needs_a_dropped_model_trains_it_again(make_config, tmp_path):

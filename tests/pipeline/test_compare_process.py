@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from semievol.cli import run_app
 from semievol.comparing import compare, run_part
 from semievol.comparison import read_comparison
 from semievol.stage import SilentReporter
+from semievol.summary import read_run_config
 from tests.pipeline.conftest import FAKE, write_task
 from tests.pipeline.test_compare import Recorder, artifacts
 
@@ -225,10 +227,27 @@ def test_status_of_a_comparison_counts_its_runs(capsys, config_file, tmp_path):
 def test_report_draws_a_run_again(capsys, config_file, tmp_path):
     folder = tmp_path / "run"
     run_cli(capsys, "run", config_file, f"output_dir={folder}")
+    before = (folder / "report.html").read_bytes()
     (folder / "report.html").unlink()
-    code, _, _ = run_cli(capsys, "report", folder)
+    manifest = RunDir(folder).manifest()
+    moved = shutil.move(folder, tmp_path / "elsewhere")  # nothing outside the folder is needed
+    for path in config_file.parent.glob("*.csv"):
+        path.unlink()
+    code, _, _ = run_cli(capsys, "report", moved)
     assert code == 0
-    assert (folder / "report.html").is_file()
+    assert (moved / "report.html").read_bytes() == before
+    others = [name for name in manifest if name != "report"]
+    assert {name: RunDir(moved).manifest()[name] for name in others} == {name: manifest[name] for name in others}
+
+
+def test_report_of_a_run_that_is_not_finished_runs_nothing(capsys, config_file, tmp_path):
+    folder = tmp_path / "run"
+    run_cli(capsys, "run", config_file, f"output_dir={folder}")
+    RunDir(folder).forget_stages(["control", "evaluate"])
+    code, _, err = run_cli(capsys, "report", folder)
+    assert code == 1
+    assert "these stages are not done: control, evaluate. `semievol run`" in " ".join(err.split())
+    assert "control" not in RunDir(folder).manifest()
 
 
 @pytest.mark.parametrize(
@@ -238,6 +257,10 @@ def test_report_draws_a_run_again(capsys, config_file, tmp_path):
         (["--seeds", "x"], "--seeds x: expected how many"),
         (["--seeds", "1,1"], "a number comes twice"),
         (["--splits", "2"], "would all be the same"),
+        (["--seeds", "00"], "--seeds 00: expected how many"),
+        (["--arms", "all,semievl"], "did you mean semievol?"),
+        (["--model", ""], "--model: the name is empty"),
+        (["theta=0.3"], "theta is a key of `semievol sweep`; set select.keep_fraction here"),
         (["seed=3"], "use --seeds"),
         (["--arms", "zero_shot", "--reference", "sft"], "--reference sft: it is not among the arms"),
         (["--format", "xml"], "--format xml: choose one of text"),
@@ -249,6 +272,40 @@ def test_what_the_user_has_to_change_gives_exit_code_2(capsys, config_file, tmp_
     assert code == 2
     assert message in err
     assert not (tmp_path / "c" / "comparison.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["seed=1,2"], "use --seeds"),
+        (["data.seed=1,2"], "use --splits"),
+        (["output_dir=a,b"], "use --output-dir"),
+        (["rounds=2"], "nothing to sweep (rounds=2 has one value, so it is an override)"),
+        (["theta=0.3,0.5", "select.keep_fraction=0.3,0.9"], "theta stands for select.keep_fraction; sweep one of them"),
+    ],
+)
+def test_what_cannot_be_swept_gives_exit_code_2(capsys, config_file, tmp_path, arguments, message):
+    code, _, err = run_cli(capsys, "sweep", config_file, *arguments, "-o", tmp_path / "s")
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert not (tmp_path / "s").exists()
+
+
+def test_single_value_of_a_config_key_is_an_override_of_the_sweep(capsys, config_file, tmp_path):
+    arguments = ["theta=0.3,0.5", "retrieve.k=4", "--arms", "few_shot_bm25", "--seeds", "1", "-o", tmp_path / "s"]
+    assert run_cli(capsys, "sweep", config_file, *arguments)[0] == 0
+    runs = read_comparison(tmp_path / "s").runs
+    assert [run.setting for run in runs] == ["theta=0.3", "theta=0.5"]
+    assert read_run_config(tmp_path / "s" / runs[0].folder).retrieve.k == 4
+
+
+@pytest.mark.parametrize("place", ["file", "file/inner", "/proc/semievol"])
+def test_folder_that_cannot_be_made_is_one_clear_error(capsys, config_file, tmp_path, place):
+    (tmp_path / "file").touch()
+    for command, option in (("compare", ["-o", tmp_path / place]), ("run", [f"output_dir={tmp_path / place}"])):
+        code, _, err = run_cli(capsys, command, config_file, *option)
+        assert code in (1, 2)
+        assert "name another" in " ".join(err.split())
 
 
 @pytest.mark.parametrize("command", ["compare", "sweep", "report"])

@@ -69,6 +69,29 @@ def find_run(folder, theta):
     return next(cell.runs[0] for cell in cells if cell.setting["theta"] == float(theta))
 
 
+def test_sweeps_of_other_keys_stand_in_one_report(make_config, tmp_path):
+    run_sweep(make_config(), tmp_path / "s", {"theta": [0.3]}, ["sft"])
+    run_sweep(make_config(), tmp_path / "s", {"n": [1, 2]}, ["sft"])
+    record = read_comparison(tmp_path / "s")
+    assert record.sweep == {"theta": [0.3], "n": [1, 2]}
+    assert sorted(r.setting for r in record.runs) == ["n=1", "n=2", "theta=0.3"]
+    assert {key for cell in load_comparison(tmp_path / "s").cells for key in cell.setting} == {"theta", "n"}
+
+
+def test_sweeps_of_combinations_of_other_keys_do_not_mix_and_that_is_said(make_config, tmp_path):
+    axes = {"theta": [0.3], "n": [1]}
+    run_sweep(make_config(), tmp_path / "s", axes, ["sft"], cartesian=True)
+    recorder = Recorder()
+    settings = point_settings(plan_points({"k": [0]}, cartesian=False))
+    options = {"settings": settings, "sweep": {"k": [0]}, "seeds": [0], "reporter": recorder}
+    compare(make_config(), ["sft"], output_dir=tmp_path / "s", **options)
+    assert [r.setting for r in read_comparison(tmp_path / "s").runs] == ["k=0"]
+    said = (
+        "no longer in the comparison: 1 finished run of an earlier call, because they belong to a sweep over theta, n"
+    )
+    assert any(note.startswith(said) for note in recorder.notes)
+
+
 def test_record_of_a_sweep_says_its_points(make_config, tmp_path):
     run_sweep(make_config(), tmp_path / "s", {"n": [1, 2], "theta": [0.3]}, ["sft"], seeds=[4])
     record = read_comparison(tmp_path / "s")

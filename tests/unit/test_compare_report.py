@@ -606,6 +606,18 @@ def test_splits_are_the_units_of_an_interval_where_there_are_several(tmp_path, s
     assert run_units(load_comparison(tmp_path).find("sft").done) == expected
 
 
+def test_remark_says_that_splits_have_the_same_labelled_rows(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,), splits=(0, 1, 2))
+    assert "same labelled rows" not in remarks_of(tmp_path)
+    for run in read_comparison(tmp_path).runs:
+        RunDir(tmp_path / run.folder).write_text("data/labeled.jsonl", "rows\n")
+    assert "All splits have the same labelled rows: no interval covers" in remarks_of(tmp_path)
+    RunDir(tmp_path / run.folder).write_text("data/labeled.jsonl", "others\n")
+    assert "same labelled rows" in remarks_of(tmp_path)  # that of the split's first run counts
+    RunDir(tmp_path / "split-1/seed-0/sft").write_text("data/labeled.jsonl", "others\n")
+    assert "same labelled rows" not in remarks_of(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("n_groups", "message"),
     [(0, None), (12, "12 groups, too few to be the units"), (20, "20 groups, which are the units")],
