@@ -57,6 +57,7 @@ KeepModels = Annotated[
 PlanOnly = Annotated[
     bool, typer.Option("--plan", help="Say how many runs there are and how long they will take, and run nothing.")
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Run even if it may cost more than `generator.confirm_above_cost`.")]
 Format = Annotated[
     str, typer.Option("--format", help="Of the main table: `text`, `csv`, `md` or `tex`; `json` is all results.")
 ]
@@ -177,9 +178,7 @@ def run(
     from_stage: Annotated[
         Optional[str], typer.Option("--from", help="Run this stage and all after it again, such as `select`.")  # noqa: UP045
     ] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Run even if it may cost more than `generator.confirm_above_cost`.")
-    ] = False,
+    yes: Yes = False,
     json_output: Json = False,
 ) -> None:
     """Run the method; run it again to go on after an interruption.
@@ -324,6 +323,7 @@ def compare(
     jobs: Jobs = 1,
     keep_models: KeepModels = True,
     plan_only: PlanOnly = False,
+    yes: Yes = False,
     table_format: Format = "text",
     json_output: Json = False,
 ) -> None:
@@ -335,7 +335,7 @@ def compare(
     from semievol.progress import ConsoleReporter
 
     check_format(table_format)
-    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models, plan_only)
+    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models, plan_only, yes)
     with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
         folder = run_comparison(config, overrides or [], arms=arms, options=options, reporter=reporter)
     if plan_only:
@@ -367,6 +367,7 @@ def sweep(
     jobs: Jobs = 1,
     keep_models: KeepModels = True,
     plan_only: PlanOnly = False,
+    yes: Yes = False,
     table_format: Format = "text",
     json_output: Json = False,
 ) -> None:
@@ -378,7 +379,7 @@ def sweep(
     from semievol.progress import ConsoleReporter
 
     check_format(table_format)
-    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models, plan_only)
+    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models, plan_only, yes)
     with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
         folder = run_sweep(config, values, arms=arms, cartesian=cartesian, options=options, reporter=reporter)
     if plan_only:

@@ -36,6 +36,7 @@ class Options:
     jobs: int
     keep_models: bool
     plan_only: bool = False
+    yes: bool = False
 
 
 def run_comparison(source: str, overrides: Sequence[str], *, arms: str, options: Options, reporter: Reporter) -> Path:
@@ -90,6 +91,7 @@ def _compare(
         keep_models=options.keep_models,
         time_steps=True,
         plan_only=options.plan_only,
+        confirmed=options.yes,
         reporter=reporter,
         **sweep,
     )

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from semievol.arms import Arm, configure, plan_arm
 from semievol.artifacts import DROPPED, RunDir
@@ -211,6 +211,49 @@ def guess_seconds(config: RunConfig) -> dict[str, float]:
     for stage in ("control", "adapt", "distill"):  # trainings about as long as evolve
         found.setdefault(stage, found["evolve"])
     return found
+
+
+class WorkPrice(NamedTuple):
+    """What the steps that are left may cost, in US dollars."""
+
+    low: float
+    high: float
+    unknown: tuple[str, ...]
+    """Models whose price is not known; what they cost is not in the sums."""
+
+    def line(self) -> str:
+        """For people."""
+        without = f", without {', '.join(self.unknown)}, whose price is not known" if self.unknown else ""
+        return (
+            f"cost: about ${self.low:,.2f} to ${self.high:,.2f}{without}; generator.max_cost and max_requests hold for "
+            "each run, not for all together"
+        )
+
+
+def price_work(config: RunConfig, left: Mapping[str, int]) -> WorkPrice | None:
+    """Price the steps left (by stage) as `semievol check` prices those of one run.
+
+    None for what sends nothing to a server. Stages that a plain run lacks count as the like of them (measuring as
+    evaluation, adapt and distill as evolve); a few-shot arm's longer prompts and what the row store saves do not count.
+    """
+    from semievol.money import is_hosted
+
+    if not is_hosted(config):
+        return None
+    from semievol.checking import check_run
+
+    money = check_run(config).money
+    if money is None:
+        return None
+    prices = {stage.stage: (stage.low or 0.0, stage.high or 0.0) for stage in money.stages}
+    n_models = 4 if config.control.enabled else 3
+    low = high = 0.0
+    for stage, n in left.items():
+        like = {"measure": "evaluate", "adapt": "evolve", "distill": "evolve"}.get(stage, stage)
+        times = n / (config.rounds if like in ROUND_STAGES else n_models if like == "evaluate" else 1)
+        least, most = prices.get(like, (0.0, 0.0))
+        low, high = low + times * least, high + times * most
+    return WorkPrice(low, high, money.unknown)
 
 
 def models_line(plan: WorkPlan, folder: Path, *, jobs: int = 1, keep_models: bool = True) -> str | None:

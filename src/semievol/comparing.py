@@ -34,6 +34,7 @@ from semievol.compare_plan import (
     models_line,
     plan_runs,
     plan_work,
+    price_work,
     run_folders,
     share_tokenizers,
     split_configs,
@@ -53,6 +54,7 @@ from semievol.comparison import (
     write_comparison,
 )
 from semievol.config import RunConfig
+from semievol.confirming import refuse_cost
 from semievol.errors import ConfigError, DiskFullError, SemiEvolError
 from semievol.loading import load_examples
 from semievol.pipeline import run_steps
@@ -78,6 +80,7 @@ def compare(
     keep_models: bool = True,
     time_steps: bool = False,
     plan_only: bool = False,
+    confirmed: bool = True,
     reporter: Reporter | None = None,
 ) -> Path:
     """Run what is not done yet of a comparison and return its folder; comparison.json says how each run ended.
@@ -99,6 +102,7 @@ def compare(
         time_steps: Whether to time a few steps of the model first, where nothing that the folder holds tells how long
             the work will take.
         plan_only: Whether to stop after the plan, and run nothing.
+        confirmed: Whether it may cost more than `generator.confirm_above_cost`.
         reporter: What a person sees; None shows nothing.
 
     Raises:
@@ -108,8 +112,9 @@ def compare(
     """
     reporter = reporter or SilentReporter()
     configs = split_configs(config, splits)
-    use_gold = use_gold and _find_gold(next(iter(configs.values())), arms, note=reporter.note)
-    chosen = choose_arms(arms, next(iter(configs.values())), use_gold=use_gold, note=reporter.note)
+    first = next(iter(configs.values()))
+    use_gold = use_gold and _find_gold(first, arms, note=reporter.note)
+    chosen = choose_arms(arms, first, use_gold=use_gold, note=reporter.note)
     record = ComparisonRecord(
         reference=choose_reference(reference, [arm.name for arm in chosen]),
         use_gold=use_gold,
@@ -131,13 +136,18 @@ def compare(
         plan = plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs)
         guesses: dict[str, float] = {}
         if time_steps and set(plan.unmeasured) - set(LIGHT):
-            guesses = guess_seconds(next(iter(configs.values())))
+            guesses = guess_seconds(first)
             plan = plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs, guesses=guesses)
         models = models_line(plan, output_dir, jobs=jobs, keep_models=keep_models)
         for line in filter(None, (*plan.lines(), models)):
             reporter.note(line)
+        price = price_work(first, plan.left) if plan.left else None
+        if price is not None:
+            reporter.note(price.line())
         if plan_only:
             return output_dir
+        if price is not None and not confirmed:
+            refuse_cost(first, price.low, price.high, what="this comparison")
         whole = _with_earlier(record, output_dir, reference=reference, reporter=reporter, backends=backends)
         write_comparison(output_dir, whole)
         left = [run for run in runs if run.record.key not in done]

@@ -10,14 +10,24 @@ def refuse_unconfirmed_cost(config: RunConfig) -> None:
     Raises:
         ConfigError: If it may cost more than `generator.confirm_above_cost`.
     """
-    limit = getattr(config.generator, "confirm_above_cost", None)
-    if limit is None:
+    if _limit(config) is None:
         return
     from semievol.checking import check_run
 
     money = check_run(config).money
-    if money is not None and money.high > limit:
+    if money is not None:
+        refuse_cost(config, money.low, money.high, what="this run")
+
+
+def refuse_cost(config: RunConfig, low: float, high: float, *, what: str) -> None:
+    """Raises ConfigError if what costs up to `high` dollars goes over the limit on what goes unasked."""
+    limit = _limit(config)
+    if limit is not None and high > limit:
         raise ConfigError(
-            f"this run may cost ${money.low:,.2f} to ${money.high:,.2f} (semievol check shows how), more than "
+            f"{what} may cost ${low:,.2f} to ${high:,.2f} (semievol check shows how), more than "
             f"generator.confirm_above_cost ({limit:g}): run it with --yes, or raise that limit"
         )
+
+
+def _limit(config: RunConfig) -> float | None:
+    return getattr(config.generator, "confirm_above_cost", None)

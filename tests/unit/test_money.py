@@ -8,6 +8,7 @@ import pytest
 
 from semievol.checking import check_run
 from semievol.cli import run_app
+from semievol.compare_plan import price_work
 from semievol.config import RunConfig, load_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +98,44 @@ def test_run_above_the_limit_wants_yes(data, tmp_path, capsys):
     assert run_app(["run", str(path)]) == 2
     assert "--yes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_steps_of_one_run_cost_what_the_run_costs(data, tmp_path):
+    settings = config(data, tmp_path, rounds=2)
+    money = check_run(settings).money
+    steps = {
+        "data": 1,
+        "warmup": 1,
+        "control": 1,
+        "measure": 4,
+        "retrieve": 2,
+        "propagate": 2,
+        "justify": 2,
+        "evolve": 2,
+    }
+    price = price_work(settings, steps)
+    assert (price.low, price.high) == pytest.approx((money.low, money.high))
+    assert price_work(settings, {"adapt": 4}).high == pytest.approx(2 * price_work(settings, {"evolve": 2}).high)
+    assert (
+        "without my-model, training of my-model, whose price"
+        in price_work(config(data, tmp_path, model={"path": "my-model"}), steps).line()
+    )
+    local = config(data, tmp_path, **{k: {"type": "fake"} for k in ("generator", "trainer", "embedder")})
+    assert price_work(local, steps) is None
+
+
+@pytest.mark.parametrize(("command", "swept"), [("compare", []), ("sweep", ["theta=0.3,0.5"])])
+def test_comparison_above_the_limit_wants_yes(data, tmp_path, capsys, command, swept):
+    path = tmp_path / "config.yaml"
+    path.write_text(config(data, tmp_path, generator={"confirm_above_cost": 0.01}).model_dump_json())
+    arguments = [command, str(path), *swept, "--arms", "sft,semievol", "--seeds", "2", "-o", str(tmp_path / "c")]
+    assert run_app(arguments) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cost: about $" in said
+    assert "this comparison may cost $" in said
+    assert "--yes" in said
+    assert not (tmp_path / "c" / "comparison.json").exists()
+    assert run_app([*arguments, "--plan"]) == 0
 
 
 def test_example_on_fpb_is_priced_without_a_network(data, tmp_path):
