@@ -316,7 +316,7 @@ class ChatGeneratorConfig(EndpointConfig):
     max_cost: float | None = Field(None, gt=0)
     """Most US dollars that the generator may spend in all; it stops before that. None: no limit."""
     confirm_above_cost: float | None = Field(10.0, ge=0)
-    """`semievol run` wants `--yes` where the estimate is above this many US dollars. None: never."""
+    """`run`, `compare` and `sweep` want `--yes` where the estimate is above this many US dollars. None: never."""
     prices: PricesConfig | None = None
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Sent with every request as it is, such as `{reasoning_effort: none}`. No place for secrets: it is stored."""
