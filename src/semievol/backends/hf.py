@@ -16,7 +16,7 @@ from semievol.artifacts import disk_full, says_disk_full
 from semievol.backends.host_memory import reuse_freed_memory
 from semievol.backends.model_files import read_config
 from semievol.config import ModelConfig
-from semievol.errors import ConfigError, SemiEvolError
+from semievol.errors import ArtifactError, ConfigError, SemiEvolError
 from semievol.types import Message, ModelRef
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def add_adapter(model: "PreTrainedModel", path: str, *, name: str, trainable: bo
 
     Raises:
         ConfigError: If the folder holds no adapter that fits the model.
+        ArtifactError: If its weights are damaged.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
@@ -178,7 +179,9 @@ def add_adapter(model: "PreTrainedModel", path: str, *, name: str, trainable: bo
                 model.load_adapter(path, adapter_name=name, is_trainable=trainable)
                 return model
             return PeftModel.from_pretrained(model, path, adapter_name=name, is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise ArtifactError(f"the weights of the adapter in {path} are damaged ({error}); train it again") from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"the adapter in {path} cannot be put on the model: {_first_line(error)}") from error
 
 
