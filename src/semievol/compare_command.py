@@ -57,6 +57,9 @@ def run_sweep(
     overrides, axes = split_arguments(arguments)
     for key in axes:
         _refuse_varied_key(key, f"sweep {key}")
+    if not axes:
+        single = f" ({overrides[0]} has one value, so it is an override)" if overrides else ""
+        raise ConfigError(f"nothing to sweep{single}: give at least one key=v1,v2,..., for example n=1,2,3,4,5")
     points = plan_points(axes, cartesian=cartesian)
     names = list(ARMS) if arms is None else parse_names(arms)
     return _compare("sweep", source, overrides, names, options, reporter, settings=point_settings(points), sweep=axes)

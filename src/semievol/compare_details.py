@@ -96,7 +96,8 @@ def has_same_labels(data: ComparisonData) -> bool:
         splits = found.setdefault(setting_text(run.setting), {})
         if run.split not in splits and file.exists():
             splits[run.split] = file_hash(file)
-    return bool(found) and all(len(s) > 1 and len(set(s.values())) == 1 for s in found.values())
+    several = [set(splits.values()) for splits in found.values() if len(splits) > 1]
+    return bool(several) and all(len(hashes) == 1 for hashes in several)
 
 
 def total_cost(data: ComparisonData) -> dict[str, float]:

@@ -58,8 +58,8 @@ class WorkPlan:
     """Estimate for the others, with all processes at work."""
     is_guess: bool
     """Whether it rests on a few timed steps of the model, for some stages, and not on finished steps of the folder."""
-    trained: tuple[RunConfig, ...]
-    """Config of each step that will run and leave a model."""
+    steps_left: tuple[tuple[RunConfig, str], ...]
+    """Config and stage of each step that will run."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -155,8 +155,7 @@ def plan_work(
     guessed = dict.fromkeys(LIGHT, 0.0) | dict(guesses) if guesses else {}
     n_done = n_shared = 0
     total = 0.0
-    left: list[str] = []
-    trained: list[RunConfig] = []
+    left: list[tuple[RunConfig, str]] = []
     known = {split: finished_steps(folder, split) for split in {run.record.split for run in runs}}
     for run in runs:
         manifest = RunDir(folder / run.record.folder).manifest()
@@ -167,11 +166,10 @@ def plan_work(
             elif found in known[run.record.split]:
                 n_shared += 1
             else:
-                left.append(step.stage.name)
-                trained += [run.config] if step.stage.name in TRAINING else []
+                left.append((run.config, step.stage.name))
                 known[run.record.split].add(found)
                 total += seconds.get(step.stage.name, guessed.get(step.stage.name, 0.0) * _size(step, run.config))
-    counts = Counter(left)
+    counts = Counter(stage for _, stage in left)
     new = [stage for stage in counts if stage not in seconds]
     return WorkPlan(
         n_runs=len(runs),
@@ -183,7 +181,7 @@ def plan_work(
         unmeasured=tuple(stage for stage in new if stage not in guessed),
         seconds=total / jobs,
         is_guess=any(stage in guessed and stage not in LIGHT for stage in new),
-        trained=tuple(trained),
+        steps_left=tuple(left),
     )
 
 
@@ -230,30 +228,47 @@ class WorkPrice(NamedTuple):
         )
 
 
-def price_work(config: RunConfig, left: Mapping[str, int]) -> WorkPrice | None:
-    """Price the steps left (by stage) as `semievol check` prices those of one run.
+def price_work(plan: WorkPlan) -> WorkPrice | None:
+    """Price the steps that are left, each with the config of its run, as `semievol check` prices those of one run.
 
     None for what sends nothing to a server. Stages that a plain run lacks count as the like of them (measuring as
     evaluation, adapt and distill as evolve); a few-shot arm's longer prompts and what the row store saves do not count.
     """
     from semievol.money import is_hosted
 
-    if not is_hosted(config):
-        return None
+    groups: dict[str, tuple[RunConfig, Counter[str]]] = {}
+    same: Any = {"seed": True, "output_dir": True, "data": {"seed"}, "measure": {"model"}}
+    for config, stage in plan.steps_left:
+        if is_hosted(config):
+            key = config.model_dump_json(exclude=same)
+            groups.setdefault(key, (config, Counter()))[1][stage] += 1
+    low = high = 0.0
+    unknown: dict[str, None] = {}
+    for config, left in groups.values():
+        least, most, models = _price_steps(config, left)
+        low, high = low + least, high + most
+        unknown |= dict.fromkeys(models)
+    return WorkPrice(low, high, tuple(unknown)) if groups else None
+
+
+def _price_steps(config: RunConfig, left: Mapping[str, int]) -> tuple[float, float, tuple[str, ...]]:
+    """Least and most dollars of steps of one config, by stage, and the models without a price."""
     from semievol.checking import check_run
 
-    money = check_run(config).money
+    control = config.control.model_copy(update={"enabled": True})  # an arm may train it where a plain run does not
+    money = check_run(config.model_copy(update={"control": control})).money
     if money is None:
-        return None
+        return 0.0, 0.0, ()
     prices = {stage.stage: (stage.low or 0.0, stage.high or 0.0) for stage in money.stages}
-    n_models = 4 if config.control.enabled else 3
     low = high = 0.0
     for stage, n in left.items():
         like = {"measure": "evaluate", "adapt": "evolve", "distill": "evolve"}.get(stage, stage)
-        times = n / (config.rounds if like in ROUND_STAGES else n_models if like == "evaluate" else 1)
+        times = n / (config.rounds if like in ROUND_STAGES else 1)
+        if like == "evaluate":  # that of a run asks four models
+            times = n * config.measure.n_samples / 4
         least, most = prices.get(like, (0.0, 0.0))
         low, high = low + times * least, high + times * most
-    return WorkPrice(low, high, money.unknown)
+    return low, high, money.unknown
 
 
 def models_line(plan: WorkPlan, folder: Path, *, jobs: int = 1, keep_models: bool = True) -> str | None:
@@ -264,8 +279,8 @@ def models_line(plan: WorkPlan, folder: Path, *, jobs: int = 1, keep_models: boo
     from semievol.costs import checkpoint_bytes
 
     groups: dict[tuple[str, ...], list[RunConfig]] = defaultdict(list)
-    for config in plan.trained:
-        if config.trainer.type == "trl":
+    for config, stage in plan.steps_left:
+        if stage in TRAINING and config.trainer.type == "trl":
             key = (config.model.model_dump_json(), config.generator.type, config.trainer.model_dump_json())
             groups[key].append(config)
     sizes = [(configs[0], _trained_weights(configs[0]), len(configs)) for configs in groups.values()]

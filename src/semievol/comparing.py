@@ -141,7 +141,7 @@ def compare(
         models = models_line(plan, output_dir, jobs=jobs, keep_models=keep_models)
         for line in filter(None, (*plan.lines(), models)):
             reporter.note(line)
-        price = price_work(first, plan.left) if plan.left else None
+        price = price_work(plan)
         if price is not None:
             reporter.note(price.line())
         if plan_only:
@@ -151,12 +151,11 @@ def compare(
         whole = _with_earlier(record, output_dir, reference=reference, reporter=reporter, backends=backends)
         write_comparison(output_dir, whole)
         left = [run for run in runs if run.record.key not in done]
-        n_jobs = max(1, min(jobs, len(left)))
         finished = {split: finished_steps(output_dir, split) for split in splits}
-        schedule = Schedule(left, prints, finished, jobs=n_jobs)
-        work = _Work(output_dir, schedule, prints, reporter, n_jobs, keep_models, guesses)
+        schedule = Schedule(left, prints, finished, jobs=max(1, min(jobs, len(left))))
+        work = _Work(output_dir, schedule, prints, reporter, jobs, keep_models, guesses)
         if not keep_models:
-            for split in splits:
+            for split in whole.splits:
                 work.drop_models(whole, split)
         if jobs > 1 and left:  # a single run has a process of its own, too, as it may be killed for its memory
             _run_in_processes(work)
@@ -200,9 +199,12 @@ def _with_earlier(
         why = _reason_to_leave(record, earlier)
         n_left = plural(len(others) - len(kept), "finished run")
         reporter.note(f"no longer in the comparison: {n_left} of an earlier call, because {why}. The folders stay")
-    elif not fits and any(run.status == "done" for run in earlier.runs):
-        why = _reason_to_leave(record, earlier)
-        reporter.note(f"finished runs of an earlier call are run again in their place, because {why}")
+    open_keys = {run.key for run in record.runs if run.status != "done"}
+    before = [run for run in earlier.runs if run.status == "done" and run.key in open_keys]
+    again = [run for run in before if not (fits and _is_current(folder, run, backends))]
+    if again:
+        n_again, why = plural(len(again), "finished run"), _reason_to_leave(record, earlier)
+        reporter.note(f"run again in their place: {n_again} of an earlier call, because {why}")
     if kept:
         reporter.note(f"still in the comparison: {plural(len(kept), 'finished run')} of an earlier call")
         joined = join_records(record, earlier, kept)
@@ -227,7 +229,7 @@ def _reason_to_leave(record: ComparisonRecord, earlier: ComparisonRecord) -> str
     changed = changed_keys(record.config or {}, earlier.config) if earlier.config is not None else ["config"]
     if changed:
         return f"their config is another one (other: {', '.join(changed[:5])}); another --output-dir keeps both"
-    if not can_join(record, earlier):
+    if not can_join(record, earlier):  # then it is the sweep
         before = f"a sweep over {', '.join(earlier.sweep)}" if earlier.sweep else "no sweep"
         return f"they belong to {before}; another --output-dir keeps both"
     return "they were made from other data files or by another version of semievol"
@@ -243,6 +245,7 @@ class _Work:
     """Fingerprint of each step of each run."""
     reporter: Reporter
     jobs: int
+    """As asked for, however few runs are left: the number of threads of each follows from it."""
     keep_models: bool
     guesses: Mapping[str, float]
     """Seconds of stages that had not run in the folder."""
@@ -271,9 +274,9 @@ class _Work:
     def _time_left(self) -> str:
         if not self.schedule.left:
             return ""
-        left = plan_work(
-            self.folder, self.schedule.left, self.prints, n_runs_done=0, jobs=self.jobs, guesses=self.guesses
-        )
+        runs = self.schedule.left
+        jobs = min(self.jobs, len(runs))
+        left = plan_work(self.folder, runs, self.prints, n_runs_done=0, jobs=jobs, guesses=self.guesses)
         return "" if left.unmeasured or not left.left else f"; {left.time_left()}"
 
 

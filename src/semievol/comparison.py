@@ -89,10 +89,16 @@ def is_comparison(folder: Path) -> bool:
 
 def comparison_of(run_path: Path) -> Path | None:
     """The comparison that a run folder is a part of; None of a run of its own."""
-    for folder in list(run_path.absolute().parents)[:4]:
-        if is_comparison(folder):
-            place = run_path.absolute().relative_to(folder).as_posix()
-            return folder if any(run.folder == place for run in read_comparison(folder).runs) else None
+    path = run_path.resolve()
+    for folder in list(path.parents)[2:4]:  # split-S/seed-N/<arm>, of a sweep below <key=value>
+        place = path.relative_to(folder).as_posix()
+        if re.search(r"(^|/)split-\d+/seed-\d+/[^/]+$", place) and is_comparison(folder):
+            try:
+                runs = read_comparison(folder).runs
+            except ArtifactError:  # a file of that name that is none of ours
+                continue
+            if any(run.folder == place for run in runs):
+                return folder
     return None
 
 
@@ -105,6 +111,8 @@ def read_comparison(folder: Path) -> ComparisonRecord:
     if not is_comparison(folder):
         raise ArtifactError(f"{folder} is not the folder of a comparison: it has no {NAME}.json")
     stored = RunDir(folder).read_json(NAME)
+    if not isinstance(stored, dict):
+        raise ArtifactError(f"{folder}/{NAME}.json is not the record of a comparison")
     if stored.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(
             f"{folder}/{NAME}.json has schema version {stored.get('schema_version')!r}, this version of semievol reads "
@@ -150,8 +158,9 @@ def join_records(new: ComparisonRecord, earlier: ComparisonRecord, kept: Sequenc
     there = {run.arm for run in kept}
     sweep = None
     if new.sweep is not None:
-        before = earlier.sweep or {}
-        sweep = {key: _ordered([*before.get(key, ()), *new.sweep.get(key, ())]) for key in {**before, **new.sweep}}
+        before = {key: _values_of(key, values, kept) for key, values in (earlier.sweep or {}).items()}
+        joined = {key: _ordered([*before.get(key, ()), *new.sweep.get(key, ())]) for key in {**before, **new.sweep}}
+        sweep = {key: values for key, values in joined.items() if values}
     arms = {arm.name: arm for arm in (*new.arms, *earlier.arms) if arm in new.arms or arm.name in there}
     return replace(
         new,
@@ -164,16 +173,25 @@ def join_records(new: ComparisonRecord, earlier: ComparisonRecord, kept: Sequenc
     )
 
 
+def _values_of(key: str, values: Sequence[Any], runs: Sequence[RunRecord]) -> list[Any]:
+    """Those values of a swept key that one of the runs has."""
+    settings = [f",{run.setting}," for run in runs]
+    return [v for v in values if any(f",{format_setting({key: v})}," in setting for setting in settings)]
+
+
 def _is_one_at_a_time(record: ComparisonRecord) -> bool:
     points = {format_setting({key: value}) for key, values in (record.sweep or {}).items() for value in values}
     return all(run.setting in points for run in record.runs)
+
+
+_MISSING = object()
 
 
 def changed_keys(new: Mapping[str, Any], earlier: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys whose values differ."""
     found = []
     for key in dict.fromkeys([*new, *earlier]):
-        a, b = new.get(key), earlier.get(key)
+        a, b = new.get(key, _MISSING), earlier.get(key, _MISSING)
         if isinstance(a, dict) and isinstance(b, dict):
             found += changed_keys(a, b, f"{prefix}{key}.")
         elif a != b:

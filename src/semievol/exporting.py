@@ -43,6 +43,11 @@ def export_model(run_path: Path, output_dir: Path, *, merge: bool, which: str = 
     if output_dir.is_file():
         raise ConfigError(f"--output {output_dir} is a file; name a new folder")
     run = open_run(run_path)
+    if run.is_arm:
+        raise ConfigError(
+            f"{run_path} is a run of a comparison, which has no results of its own for the model card; export from a "
+            "run of the same config and seed (semievol run CONFIG seed=N)"
+        )
     model = run.model(which)
     _check_trained(run, model)
     results = run.run_dir.read_json("results")

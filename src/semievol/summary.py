@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semievol.artifacts import RunDir
+from semievol.comparison import comparison_of
 from semievol.config import RunConfig, parse_config
 from semievol.errors import ArtifactError
 from semievol.pipeline import plan_steps
@@ -84,7 +85,9 @@ def status_of(path: Path) -> dict[str, Any]:
     """
     config = read_run_config(path)
     manifest = RunDir(path).manifest()
-    steps = [{"stage": s.name, "done": s.name in manifest, **manifest.get(s.name, {})} for s in plan_steps(config)]
+    whole = comparison_of(path)
+    names = list(manifest) if whole else [step.name for step in plan_steps(config)]  # an arm has steps of its own
+    steps = [{"stage": name, "done": name in manifest, **manifest.get(name, {})} for name in names]
     results = path / "results.json"
     finished = results.exists() and all(s["done"] for s in steps)
     return {
@@ -92,6 +95,7 @@ def status_of(path: Path) -> dict[str, Any]:
         "finished": finished,
         "stages": steps,
         "metrics": json.loads(results.read_text(encoding="utf-8"))["metrics"] if finished else [],
+        **({"comparison": str(whole)} if whole else {}),
     }
 
 
@@ -100,7 +104,11 @@ def read_run_config(path: Path) -> RunConfig:
     file = path / "config.resolved.json"
     if not file.exists():
         raise ArtifactError(f"{path} is not the folder of a run: it has no config.resolved.json")
-    return parse_config(json.loads(file.read_text(encoding="utf-8")), source=str(file))
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{file} is damaged ({error}); run again with the config that it was made from") from error
+    return parse_config(raw, source=str(file))
 
 
 def render_status(found: dict[str, Any]) -> Group:
@@ -114,4 +122,6 @@ def render_status(found: dict[str, Any]) -> Group:
         shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in list(stats.items())[:5])
         table.add_row(step["stage"], "done" if step["done"] else "to do", seconds, shown)
     state = "finished" if found["finished"] else "not finished; run it again to go on"
+    if "comparison" in found:
+        state = f"a run of the comparison in {found['comparison']}, whose status says whether it is finished"
     return Group(table, Text(state))

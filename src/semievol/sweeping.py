@@ -47,7 +47,7 @@ def split_arguments(texts: Sequence[str]) -> tuple[list[str], Axes]:
     an override, which holds at every point.
 
     Raises:
-        ConfigError: If one has no `=` or no value, or a key comes twice.
+        ConfigError: If one has no `=` or no value, a key comes twice, or two stand for the same.
     """
     overrides: list[str] = []
     axes: Axes = {}
@@ -55,7 +55,7 @@ def split_arguments(texts: Sequence[str]) -> tuple[list[str], Axes]:
         key, separator, listed = (part.strip() for part in text.partition("="))
         if not separator or not key or not listed:
             raise ConfigError(f"sweep {text!r}: expected key=v1,v2,..., for example theta=0.3,0.5,0.8")
-        if key in axes:
+        if key in axes or (key == "rewordings" and "rewording" in axes):
             raise ConfigError(f"sweep {text!r}: {key} is given twice; list all its values once")
         if "." not in key and key not in (*DERIVED, "rewordings", *RunConfig.model_fields):
             near = difflib.get_close_matches(key, (*DERIVED, "rewordings", *RunConfig.model_fields), n=1)
@@ -75,13 +75,11 @@ def split_arguments(texts: Sequence[str]) -> tuple[list[str], Axes]:
         elif len(values) == 1 and ("." in key or key not in DERIVED):
             overrides.append(text)
         else:
+            values = [_plain_number(value) for value in values]
             axes[key] = [value for i, value in enumerate(values) if value not in values[:i]]
     for key, config_key in ALIASES.items():
         if key in axes and config_key in axes:
             raise ConfigError(f"sweep {key} and {config_key}: {key} stands for {config_key}; sweep one of them")
-    if not axes:
-        single = f" ({overrides[0]} has one value, so it is an override)" if overrides else ""
-        raise ConfigError(f"nothing to sweep{single}: give at least one key=v1,v2,..., for example n=1,2,3,4,5")
     return overrides, axes
 
 
@@ -109,6 +107,11 @@ def apply_point(config: RunConfig, point: Mapping[str, Any]) -> RunConfig:
         values = DERIVED[key](config, point[key]) if key in DERIVED else {key: point[key]}
         config = override(config, values, source=source)
     return config
+
+
+def _plain_number(value: Any) -> Any:
+    """1.0 as 1, so that a point has one name."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _set_n(config: RunConfig, value: Any) -> Overrides:

@@ -149,7 +149,8 @@ def test_runs_of_another_config_leave_the_comparison_and_that_is_said(make_confi
         for note in recorder.notes
     )
     recorder = run_compare(make_config(), tmp_path / "c", ["sft"])
-    assert any("are run again in their place, because their config" in note for note in recorder.notes)
+    said = "run again in their place: 1 finished run of an earlier call, because their config is another one"
+    assert any(note.startswith(said) for note in recorder.notes)
 
 
 def test_runs_of_other_data_leave_the_comparison_and_that_is_said(make_config, tmp_path):
@@ -157,11 +158,36 @@ def test_runs_of_other_data_leave_the_comparison_and_that_is_said(make_config, t
     run_compare(make_config(data=files), tmp_path / "c", ["zero_shot", "sft"])
     labeled = Path(files["labeled"])
     labeled.write_text("".join(labeled.read_text().splitlines(keepends=True)[:13]))
+    again = run_compare(make_config(data=files), tmp_path / "c", ["sft"], plan_only=True)
+    assert again.notes[0].startswith("1 runs, 0 done before")
     recorder = run_compare(make_config(data=files), tmp_path / "c", ["semievol"])
     assert [run.arm for run in read_comparison(tmp_path / "c").runs] == ["semievol"]
     assert any(
         "2 finished runs of an earlier call, because they were made from other data" in n for n in recorder.notes
     )
+
+
+def test_runs_of_other_data_that_are_asked_for_again_are_named(make_config, tmp_path):
+    files = write_task(tmp_path)
+    run_compare(make_config(data=files), tmp_path / "c", ["sft"])
+    labeled = Path(files["labeled"])
+    labeled.write_text("".join(labeled.read_text().splitlines(keepends=True)[:13]))
+    recorder = run_compare(make_config(data=files), tmp_path / "c", ["sft"])
+    said = "run again in their place: 1 finished run of an earlier call, because they were made from other data files"
+    assert any(note.startswith(said) for note in recorder.notes)
+    assert not any(
+        "in their place" in note for note in run_compare(make_config(data=files), tmp_path / "c", ["sft"]).notes
+    )
+    gold = run_compare(make_config(data=files), tmp_path / "c", ["sft"], use_gold=True)
+    assert not any("in their place" in note for note in gold.notes)
+
+
+def test_damaged_config_of_an_earlier_run_costs_that_run_alone(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft"])
+    (tmp_path / "c/split-0/seed-0/sft/config.resolved.json").write_text("{")
+    recorder = run_compare(make_config(), tmp_path / "c", ["semievol"])
+    assert [run.arm for run in read_comparison(tmp_path / "c").runs] == ["semievol", "zero_shot"]
+    assert any(note.startswith("no longer in the comparison: 1 finished run") for note in recorder.notes)
 
 
 def test_run_of_a_comparison_is_not_gone_on_with_alone(make_config, tmp_path):
@@ -175,6 +201,10 @@ def test_run_of_a_comparison_is_not_gone_on_with_alone(make_config, tmp_path):
         pipeline.run(config)
     with refused:
         pipeline.redraw(config, RunDir(folder))
+    (tmp_path / "link").symlink_to(folder)
+    for place in (tmp_path / "link", folder.parent / "../seed-0/sft"):
+        with refused:
+            pipeline.run(config.model_copy(update={"output_dir": str(place)}))
     assert RunDir(folder).manifest() == before
 
 
@@ -470,6 +500,10 @@ def test_models_of_a_finished_comparison_can_be_dropped(make_config, tmp_path):
     assert list(folder.rglob("adapter"))
     assert run_compare(make_config(), folder, ["sft", "semievol"], keep_models=False).ran == []
     assert not list(folder.rglob("adapter"))
+    config = make_config(data=write_task(tmp_path) | {"max_labeled": 12})
+    run_compare(config, tmp_path / "d", ["sft"], splits=[0, 1])
+    run_compare(config, tmp_path / "d", ["sft"], splits=[0], keep_models=False)
+    assert not list((tmp_path / "d").rglob("adapter"))
 
 
 def test_arm_that_needs_a_dropped_model_trains_it_again(make_config, tmp_path):

@@ -16,9 +16,12 @@ import yaml
 from semievol.artifacts import RunDir
 from semievol.cli import run_app
 from semievol.comparing import compare, run_part
-from semievol.comparison import read_comparison
+from semievol.comparison import comparison_of, read_comparison
+from semievol.errors import ArtifactError, ConfigError
+from semievol.runs import open_run
 from semievol.stage import SilentReporter
 from semievol.summary import read_run_config
+from semievol.types import Prediction
 from tests.pipeline.conftest import FAKE, write_task
 from tests.pipeline.test_compare import Recorder, artifacts
 
@@ -204,7 +207,10 @@ def test_sweep_from_the_command_line(capsys, config_file, tmp_path):
     arguments = ["sweep", config_file, "theta=0.3,1.0", "evaluate.n_bootstrap=300", "--arms", "sft,semievol"]
     code, _, _ = run_cli(capsys, *arguments, "--seeds", "1", "-o", folder)
     assert code == 0
-    assert [r.setting for r in read_comparison(folder).runs] == ["theta=0.3"] * 2 + ["theta=1.0"] * 2
+    assert [r.setting for r in read_comparison(folder).runs] == ["theta=0.3"] * 2 + ["theta=1"] * 2
+    code, _, _ = run_cli(capsys, "sweep", config_file, "theta=1,0.8", *arguments[3:], "--seeds", "1", "-o", folder)
+    assert code == 0
+    assert read_comparison(folder).sweep == {"theta": [0.3, 0.8, 1]}
 
 
 def test_failed_run_gives_exit_code_1_and_its_reason(capsys, config_file, tmp_path):
@@ -238,6 +244,45 @@ def test_report_draws_a_run_again(capsys, config_file, tmp_path):
     assert (moved / "report.html").read_bytes() == before
     others = [name for name in manifest if name != "report"]
     assert {name: RunDir(moved).manifest()[name] for name in others} == {name: manifest[name] for name in others}
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"my": "notes"}', "not json"])
+def test_file_of_another_tool_does_not_make_a_run_a_part_of_a_comparison(capsys, config_file, tmp_path, text):
+    (tmp_path / "comparison.json").write_text(text)
+    for place in ("run", "runs/split-0/seed-0/sft", "split-0/seed-0/sft"):
+        assert run_cli(capsys, "run", config_file, f"output_dir={tmp_path / place}")[0] == 0
+        assert comparison_of(tmp_path / place) is None
+
+
+def test_arm_answers_with_the_model_that_it_measured(capsys, config_file, tmp_path):
+    folder = tmp_path / "c"
+    arms = "zero_shot,few_shot_bm25,self_consistency,sft,sft_matched,semievol"
+    run_cli(capsys, "compare", config_file, "--arms", arms, "--seeds", "1", "-o", folder)
+    place = folder / "split-0/seed-0"
+    steps = {"sft": "warmup", "sft_matched": "control", "semievol": "round-1/evolve"}
+    for arm, step in steps.items():
+        assert open_run(place / arm).model().adapter == str((place / arm / step / "adapter").resolve())
+    assert open_run(place / "zero_shot").model().adapter is None
+    with pytest.raises(ConfigError, match="answers with 3 demonstrations"):
+        open_run(place / "few_shot_bm25").model()
+    with pytest.raises(ConfigError, match="answers with a majority of 4 samples"):
+        open_run(place / "self_consistency").model()
+    for arm in steps:
+        target = (place / arm, "--test", tmp_path / "test.csv", "--json")
+        code, out, _ = run_cli(capsys, "evaluate", *target)
+        scores = [p.score for p in RunDir(place / arm).read_records("measure/predictions", Prediction)]
+        assert code == 0
+        assert json.loads(out)["result"]["value"] == sum(scores) / len(scores)
+    code, out, _ = run_cli(capsys, "status", place / "sft")
+    assert code == 0
+    assert "a run of the comparison in" in out
+    assert "evolve" not in out
+    code, _, err = run_cli(capsys, "export", place / "semievol", "-o", tmp_path / "model")
+    assert code == 2
+    assert "is a run of a comparison" in " ".join(err.split())
+    run_cli(capsys, "compare", config_file, "--arms", arms, "--seeds", "1", "-o", folder, "--no-keep-models")
+    with pytest.raises(ArtifactError, match="was deleted"):
+        open_run(place / "sft").model()
 
 
 def test_report_of_a_run_that_is_not_finished_runs_nothing(capsys, config_file, tmp_path):
@@ -280,6 +325,7 @@ def test_what_the_user_has_to_change_gives_exit_code_2(capsys, config_file, tmp_
         (["seed=1,2"], "use --seeds"),
         (["data.seed=1,2"], "use --splits"),
         (["output_dir=a,b"], "use --output-dir"),
+        (["rewording=1,4", "rewordings=3"], "rewordings is given twice"),
         (["rounds=2"], "nothing to sweep (rounds=2 has one value, so it is an override)"),
         (["theta=0.3,0.5", "select.keep_fraction=0.3,0.9"], "theta stands for select.keep_fraction; sweep one of them"),
     ],

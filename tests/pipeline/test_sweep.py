@@ -1,13 +1,14 @@
 """Sweeps over the fake backends: points share every stage whose inputs they do not change."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from semievol.artifacts import RunDir
 from semievol.compare_load import load_comparison, run_cost
 from semievol.comparing import compare
-from semievol.comparison import read_comparison
+from semievol.comparison import read_comparison, write_comparison
 from semievol.errors import ConfigError
 from semievol.sweeping import plan_points, point_settings
 from semievol.types import Example
@@ -76,6 +77,16 @@ def test_sweeps_of_other_keys_stand_in_one_report(make_config, tmp_path):
     assert record.sweep == {"theta": [0.3], "n": [1, 2]}
     assert sorted(r.setting for r in record.runs) == ["n=1", "n=2", "theta=0.3"]
     assert {key for cell in load_comparison(tmp_path / "s").cells for key in cell.setting} == {"theta", "n"}
+
+
+def test_keys_of_which_no_run_is_left_leave_the_sweep(make_config, tmp_path):
+    axes = {"theta": [0.3, 0.5], "n": [1, 2]}
+    run_sweep(make_config(), tmp_path / "s", axes, ["sft"])
+    record = read_comparison(tmp_path / "s")
+    runs = tuple(r for r in record.runs if r.setting == "theta=0.3")
+    write_comparison(tmp_path / "s", replace(record, runs=runs))
+    run_sweep(make_config(), tmp_path / "s", {"k": [0]}, ["sft"])
+    assert read_comparison(tmp_path / "s").sweep == {"theta": [0.3], "k": [0]}
 
 
 def test_sweeps_of_combinations_of_other_keys_do_not_mix_and_that_is_said(make_config, tmp_path):

@@ -614,6 +614,9 @@ def test_remark_says_that_splits_have_the_same_labelled_rows(tmp_path):
     assert "All splits have the same labelled rows: no interval covers" in remarks_of(tmp_path)
     RunDir(tmp_path / run.folder).write_text("data/labeled.jsonl", "others\n")
     assert "same labelled rows" in remarks_of(tmp_path)  # that of the split's first run counts
+    (tmp_path / "split-2/seed-0/sft/data/labeled.jsonl").unlink()  # a split that has not begun
+    (tmp_path / "split-2/seed-0/semievol/data/labeled.jsonl").unlink()
+    assert "same labelled rows" in remarks_of(tmp_path)
     RunDir(tmp_path / "split-1/seed-0/sft").write_text("data/labeled.jsonl", "others\n")
     assert "same labelled rows" not in remarks_of(tmp_path)
 

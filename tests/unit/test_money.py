@@ -8,8 +8,9 @@ import pytest
 
 from semievol.checking import check_run
 from semievol.cli import run_app
-from semievol.compare_plan import price_work
+from semievol.compare_plan import WorkPlan, price_work
 from semievol.config import RunConfig, load_config, parse_config
+from semievol.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"labeled": 20, "unlabeled": 100, "test": 40}
@@ -100,6 +101,11 @@ def test_run_above_the_limit_wants_yes(data, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def price(settings: RunConfig, **left: int):
+    steps = tuple((settings, stage) for stage, n in left.items() for _ in range(n))
+    return price_work(WorkPlan(1, 0, len(steps), 0, 0, left, (), 0.0, False, steps))
+
+
 def test_steps_of_one_run_cost_what_the_run_costs(data, tmp_path):
     settings = config(data, tmp_path, rounds=2)
     money = check_run(settings).money
@@ -113,15 +119,27 @@ def test_steps_of_one_run_cost_what_the_run_costs(data, tmp_path):
         "justify": 2,
         "evolve": 2,
     }
-    price = price_work(settings, steps)
-    assert (price.low, price.high) == pytest.approx((money.low, money.high))
-    assert price_work(settings, {"adapt": 4}).high == pytest.approx(2 * price_work(settings, {"evolve": 2}).high)
-    assert (
-        "without my-model, training of my-model, whose price"
-        in price_work(config(data, tmp_path, model={"path": "my-model"}), steps).line()
-    )
+    found = price(settings, **steps)
+    assert (found.low, found.high) == pytest.approx((money.low, money.high))
+    assert price(settings, adapt=4).high == pytest.approx(2 * price(settings, evolve=2).high)
+    unknown = price(config(data, tmp_path, model={"path": "my-model"}), **steps)
+    assert "without my-model, training of my-model, whose price" in unknown.line()
     local = config(data, tmp_path, **{k: {"type": "fake"} for k in ("generator", "trainer", "embedder")})
-    assert price_work(local, steps) is None
+    assert price(local, **steps) is None
+
+
+def test_each_run_of_a_comparison_is_priced_by_its_own_config(data, tmp_path):
+    plain = config(data, tmp_path)
+    without = price(config(data, tmp_path, control={"enabled": False}), control=2)
+    assert without == price(plain, control=2)
+    assert without.low > 0
+    voted = price(config(data, tmp_path, measure={"n_samples": 4}), measure=2)
+    assert voted.high == pytest.approx(4 * price(plain, measure=2).high)
+    large = config(data, tmp_path, model={"path": "gpt-4o"})
+    both = price_work(WorkPlan(2, 0, 2, 0, 0, {}, (), 0.0, False, ((plain, "propagate"), (large, "propagate"))))
+    alone = [price(settings, propagate=1).high for settings in (plain, large)]
+    assert alone[0] < alone[1]
+    assert both.high == pytest.approx(sum(alone))
 
 
 @pytest.mark.parametrize(("command", "swept"), [("compare", []), ("sweep", ["theta=0.3,0.5"])])
@@ -136,6 +154,21 @@ def test_comparison_above_the_limit_wants_yes(data, tmp_path, capsys, command, s
     assert "--yes" in said
     assert not (tmp_path / "c" / "comparison.json").exists()
     assert run_app([*arguments, "--plan"]) == 0
+
+
+@pytest.mark.parametrize("answer", [[], ["--yes"]])
+def test_yes_is_passed_on(data, tmp_path, monkeypatch, answer):
+    path, given = tmp_path / "config.yaml", []
+    path.write_text(config(data, tmp_path).model_dump_json())
+
+    def compare(*_, confirmed, **__):
+        given.append(confirmed)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("semievol.compare_command.compare", compare)
+    assert run_app(["compare", str(path), *answer]) == 2
+    assert run_app(["sweep", str(path), "theta=0.3,0.5", *answer]) == 2
+    assert given == [bool(answer)] * 2
 
 
 def test_example_on_fpb_is_priced_without_a_network(data, tmp_path):

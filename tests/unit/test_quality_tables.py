@@ -3,13 +3,27 @@
 import sys
 from pathlib import Path
 
+import pytest
 from scipy import stats
 
 from tests.unit.comparison_folder import write_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import quality
 from quality_tables import read_cells, tables
+
+
+@pytest.mark.parametrize(("arguments", "folder"), [([], "fpb-50"), (["--sweep", "theta=0.3,0.5"], "fpb-50-theta")])
+def test_each_form_of_the_command_plans_its_cells(tmp_path, monkeypatch, arguments, folder):
+    given = []
+    monkeypatch.setattr(quality, "compare", lambda *_, **options: given.append(options))
+    monkeypatch.setattr(quality, "write_compare_report", lambda place: place)
+    options = ["--cells", "fpb-50", "--draws", "2", "--output-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["quality.py", str(tmp_path), *options, *arguments])
+    quality.main()
+    assert [options["output_dir"] for options in given] == [tmp_path / folder]
+    assert list(given[0]["splits"]) == [0, 1]
 
 
 def runs(*values):
