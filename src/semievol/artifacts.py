@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from semievol.errors import ArtifactError, DiskFullError, SemiEvolError
+from semievol.errors import ArtifactError, ConfigError, DiskFullError, SemiEvolError
 
 Record = TypeVar("Record")
 
+CONFIG = "config.resolved.json"
 MANIFEST = "manifest.json"
 ROWS = "rows.sqlite"
 STATE = "hosted"
@@ -52,12 +53,14 @@ class RunDir:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
-                raise ArtifactError(
+                raise ConfigError(
                     f"the folder {self.path} cannot be made ({error.strerror}); name another one"
                 ) from error
         lock = FileLock(self.path / ".lock")
         try:
-            with lock.acquire(timeout=0):
+            with clear_disk_errors(self.path):
+                held = lock.acquire(timeout=0)
+            with held:
                 yield
         except Timeout:
             raise ArtifactError(
@@ -117,8 +120,10 @@ class RunDir:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ArtifactError(f"{path} is missing; is {self.path} the folder of a run?") from None
-        except json.JSONDecodeError as error:
-            raise ArtifactError(f"{path}: not JSON: {error}") from error
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ArtifactError(f"{path} is damaged: not JSON: {error}") from error
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file, atomically; `name` carries the suffix."""
@@ -147,7 +152,9 @@ class RunDir:
         path = self.path / MANIFEST
         if not path.exists():
             return {}
-        loaded: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        loaded = self.read_json("manifest")
+        if not isinstance(loaded, dict) or not all(isinstance(entry, dict) for entry in loaded.values()):
+            raise ArtifactError(f"{path} is damaged: it is no manifest; remove it, and all stages run again")
         return loaded
 
     def record_stage(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -165,7 +172,14 @@ class RunDir:
         """Open the row store."""
         with clear_disk_errors(self._rows):
             self._rows.parent.mkdir(parents=True, exist_ok=True)
-            return RowStore(self._rows)
+            try:
+                return RowStore(self._rows)
+            except sqlite3.DatabaseError as error:
+                if "not a database" not in str(error) and "malformed" not in str(error):
+                    raise
+                raise ArtifactError(
+                    f"{self._rows} is damaged ({error}); remove it, and the answers in it are asked for again"
+                ) from error
 
 
 class RowStore:

@@ -50,10 +50,15 @@ def export_model(run_path: Path, output_dir: Path, *, merge: bool, which: str = 
         )
     model = run.model(which)
     _check_trained(run, model)
+    if not (run_path / "results.json").is_file():  # a run that began again has none, as it would be of other models
+        raise ArtifactError(f"{run_path} is not finished; run it again to go on")
     results = run.run_dir.read_json("results")
     parent = output_dir.resolve().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.partial-", dir=parent))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.partial-", dir=parent))
+    except OSError as error:
+        raise ConfigError(f"--output {output_dir} cannot be made: {error.strerror}; name another folder") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of the libraries, about themselves

@@ -8,14 +8,14 @@ on and of the fingerprints of the steps whose artifacts it reads.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from semievol import __version__
-from semievol.artifacts import DROPPED, STATE, RunDir, clear_disk_errors, content_hash
+from semievol.artifacts import CONFIG, DROPPED, MANIFEST, STATE, RunDir, clear_disk_errors, content_hash
 from semievol.backends.base import HOSTED, check_packages
 from semievol.backends.host_memory import restart_peak
 from semievol.backends.notes import hosted_notes
@@ -42,6 +42,8 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
+LOOSE = ("results.json", "report.html")
+"""Files of a finished run that lie in its folder itself."""
 LOGPROB_SIGNALS = ("mean_nll", "entropy", "max_probability")
 """Values of `select.signal` that come from log-probabilities."""
 
@@ -118,6 +120,7 @@ def redraw(config: RunConfig, run_dir: RunDir, *, reporter: Reporter | None = No
     fingerprint = manifest.get(last.name, {}).get("fingerprint", "")
     with run_dir.lock():
         ctx = StageContext(config, run_dir, last.stage, Backends(config), reporter or SilentReporter(), last.round)
+        run_dir.forget_stages([last.name])
         _run_step(ctx, last, fingerprint)
 
 
@@ -154,17 +157,56 @@ def run_steps(
         SemiEvolError: Whatever a stage raises, and what it raised in another folder of `shared`.
     """
     check_packages(config)
+    refuse_foreign_files(config, run_dir)
     with run_dir.lock():
-        run_dir.write_text("config.resolved.json", config.model_dump_json(indent=2) + "\n")
-        if again:
-            run_dir.forget_stages(again)
         backends = Backends(config, state_dir=run_dir.path / STATE)
         shown = reporter or SilentReporter()
         try:
             with hosted_notes(shown.note), clear_disk_errors(run_dir.path):
-                _run_locked(config, run_dir, backends, shown, steps, shared)
+                _run_locked(config, run_dir, backends, shown, steps, shared, again)
         finally:
             backends.close()
+
+
+def refuse_foreign_files(config: RunConfig, run_dir: RunDir) -> None:
+    """Raises ConfigError if the run would write over a data file, or over files of another tool."""
+    ours = {run_dir.path / name for name in (*LOOSE, MANIFEST)}
+    for step in plan_steps(config):
+        folder = f"round-{step.round}/" if step.stage.name in ROUND_STAGES else ""
+        ours |= {
+            run_dir.file(f"{folder}{name}", suffix) for name in step.stage.writes for suffix in (".json", ".jsonl")
+        }
+    resolved = {path.resolve() for path in ours}
+    for key in ("path", "labeled", "unlabeled", "test"):
+        source = getattr(config.data, key)
+        if source is not None and Path(source).expanduser().resolve() in resolved:
+            raise ConfigError(f"data.{key}: the run would write over {source}; set another output_dir")
+    if not (run_dir.path / CONFIG).is_file():
+        foreign = sorted(path.relative_to(run_dir.path).as_posix() for path in ours if path.exists())
+        if foreign:
+            raise ConfigError(
+                f"output_dir: {run_dir.path} is not the folder of a run, and holds files that a run would write over: "
+                f"{', '.join(foreign)}; name another folder"
+            )
+
+
+class _Start:
+    """What happens once, before a run changes anything in its folder."""
+
+    def __init__(self, config: RunConfig, run_dir: RunDir, left: Collection[str]) -> None:
+        self._config, self._run_dir, self._left = config, run_dir, left
+        self._is_done = False
+
+    def __call__(self) -> None:
+        """Store the config, and forget the steps that will run: none of them counts under settings of another run."""
+        if self._is_done:
+            return
+        self._is_done = True
+        self._run_dir.forget_stages([*self._left])
+        if "report" in self._left:
+            for name in LOOSE:
+                (self._run_dir.path / name).unlink(missing_ok=True)
+        self._run_dir.write_text(CONFIG, self._config.model_dump_json(indent=2) + "\n")
 
 
 def find_step(steps: Sequence[Step], name: str) -> int:
@@ -182,16 +224,20 @@ def _run_locked(
     reporter: Reporter,
     steps: Sequence[Step],
     shared: SharedSteps | None,
+    again: Sequence[str],
 ) -> None:
     fingerprints = fingerprint_steps(config, run_dir, backends, steps)
-    left = _steps_to_run(config, run_dir, steps, fingerprints)
+    left = _steps_to_run(config, run_dir, steps, fingerprints) | set(again)
+    start = _Start(config, run_dir, left)
+    if not (run_dir.path / CONFIG).is_file():
+        start()
     stages = {step.stage.name for step in steps}
     for step in steps:
         fingerprint = fingerprints[step.name]
         if step.name not in left:
             reporter.done(step.name, "done before", 0.0)
             continue
-        ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round, shared)
+        ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round, shared, begin=start)
         if config.generator.type in HOSTED and step.stage.name not in ("data", "report"):
             _check_server(ctx)
         if config.embedder.type in HOSTED and step.stage.name in ("adapt", "warmup") and "retrieve" in stages:
@@ -200,6 +246,7 @@ def _run_locked(
             _run_step(ctx, step, fingerprint)
         else:
             _run_or_take_over(ctx, step, fingerprint, shared)
+    start()  # settings without effect on what is done are stored too
 
 
 def _steps_to_run(
@@ -231,7 +278,7 @@ def fingerprint_steps(config: RunConfig, run_dir: RunDir, backends: Backends, st
 def _run_or_take_over(ctx: StageContext, step: Step, fingerprint: str, shared: SharedSteps) -> None:
     source = shared.find(step.name, fingerprint)
     if source is not None:
-        ctx.run_dir.forget_stages([step.name])
+        ctx.begin()
         places = [ctx.artifact(name) for name in step.stage.writes]
         if shared.take_over(source, ctx.run_dir, step.name, artifacts=places):
             ctx.reporter.done(step.name, f"shared with {source.path}", 0.0)
@@ -259,7 +306,6 @@ def _check_server(ctx: StageContext) -> None:
 
 
 def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
-    ctx.run_dir.forget_stages([step.name])
     ctx.reporter.stage(step.name, (step.stage.run.__doc__ or "").strip())
     restart_peak()
     before, start = ctx.backends.usage, time.perf_counter()

@@ -84,6 +84,7 @@ def fit_stage(ctx: StageContext, model: ModelRef, rows: Sequence[SftRow], config
     output_dir = ctx.run_dir.path.resolve() / ctx.artifact(f"{ctx.stage.name}/adapter")
     advance = ctx.reporter.task(f"fine-tuning on {len(rows):,} rows", n_steps, "steps")
     seed = ctx.config.seed
+    ctx.begin()
     with ExitStack() as held:
         trained_in = None
         if ctx.shared is not None:

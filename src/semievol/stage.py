@@ -181,6 +181,8 @@ class StageContext:
     """What other run folders have finished; None for a run of its own."""
     reused: Usage = field(default_factory=Usage)
     """What the answers that the row store already had cost when they were made."""
+    begin: Callable[[], None] = lambda: None
+    """Called before anything of the run folder changes; until then a run that fails leaves it as it was."""
     waited_seconds: float = 0.0
     """Time in which the stage did nothing but wait for another process."""
     _model_keys: dict[ModelRef, str] = field(default_factory=dict)
@@ -216,11 +218,13 @@ class StageContext:
     def write(self, name: str, records: Iterable[object], kind: type) -> int:
         """Write an artifact of the stage, atomically; returns the number of records."""
         self._check(name, self.stage.writes)
+        self.begin()
         return self.run_dir.write_records(self.artifact(name), records, kind)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON artifact of the stage, atomically."""
         self._check(name, self.stage.writes)
+        self.begin()
         self.run_dir.write_json(self.artifact(name), value)
 
     def read_model(self, name: str, *, round: int | None = None) -> ModelRef:

@@ -8,10 +8,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from semievol.artifacts import RunDir
+from semievol.artifacts import CONFIG, RunDir
 from semievol.comparison import comparison_of
 from semievol.config import RunConfig, parse_config
-from semievol.errors import ArtifactError
+from semievol.errors import ArtifactError, ConfigError
 from semievol.pipeline import plan_steps
 
 MODEL_TITLES = {
@@ -94,16 +94,21 @@ def status_of(path: Path) -> dict[str, Any]:
         "run": str(path),
         "finished": finished,
         "stages": steps,
-        "metrics": json.loads(results.read_text(encoding="utf-8"))["metrics"] if finished else [],
+        "metrics": RunDir(path).read_json("results")["metrics"] if finished else [],
         **({"comparison": str(whole)} if whole else {}),
     }
 
 
 def read_run_config(path: Path) -> RunConfig:
-    """The configuration that a run folder was made with. Raises ArtifactError if there is none."""
-    file = path / "config.resolved.json"
+    """The configuration that a run folder was made with.
+
+    Raises:
+        ConfigError: If it is not the folder of a run.
+        ArtifactError: If the configuration is damaged.
+    """
+    file = path / CONFIG
     if not file.exists():
-        raise ArtifactError(f"{path} is not the folder of a run: it has no config.resolved.json")
+        raise ConfigError(f"{path} is not the folder of a run: it has no {CONFIG}")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -8,14 +8,14 @@ from datetime import date
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from semievol.artifacts import RunDir
+from semievol.artifacts import CONFIG, RunDir
 from semievol.backends.base import HOSTED
 from semievol.backends.openai_client import address
 from semievol.backends.openai_dates import fine_tuning_notice
 from semievol.config import EndpointConfig, OpenAITrainerConfig, RunConfig, local_generator
-from semievol.errors import ArtifactError, SemiEvolError
+from semievol.errors import ArtifactError, ConfigError, SemiEvolError
 from semievol.model_sizes import ModelSize, model_size
-from semievol.pipeline import plan_steps
+from semievol.pipeline import plan_steps, refuse_foreign_files
 
 
 def missing_packages(config: RunConfig) -> list[str]:
@@ -89,7 +89,11 @@ def check_folder(config: RunConfig) -> tuple[list[str], list[str], list[str]]:
             pass
     except OSError as error:
         return [f"output_dir: {parent} cannot be written ({error.strerror}); name another folder"], [], []
-    if not (path / "config.resolved.json").is_file():
+    try:
+        refuse_foreign_files(config, RunDir(path))
+    except ConfigError as error:
+        return [str(error)], [], []
+    if not (path / CONFIG).is_file():
         foreign = path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").is_file()
         text = f"output_dir: {path} holds files that are no run; a run adds its own to them"
         return [], [text] if foreign else [], []

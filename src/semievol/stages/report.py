@@ -60,6 +60,7 @@ def _trainings(config: RunConfig, run_dir: RunDir) -> list[dict[str, Any]]:
 def run(ctx: StageContext) -> StageStats:
     """Write results.json and report.html."""
     results = assemble_results(ctx.config, ctx.run_dir)
+    ctx.begin()
     ctx.run_dir.write_json("results", results)
     path = ctx.run_dir.write_text("report.html", draw_report(ctx.config, ctx.run_dir, results))
     return {"report": str(path)}

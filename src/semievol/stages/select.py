@@ -172,9 +172,11 @@ def run(ctx: StageContext) -> StageStats:
                 yield reason
 
     n_dropped = ctx.write("select/dropped", dropped(), Dropped)
-    if n_kept + n_dropped == 0:
+    if n_kept + n_dropped == 0 and ctx.round > 1:
+        ctx.reporter.note(f"select: round {ctx.round} has no rows left to choose from; the rounds before kept them all")
+    elif n_kept + n_dropped == 0:
         raise DataError("select: no pseudo-labels to choose from; justify/dropped and propagate/failed say why")
-    if n_kept == 0:
+    elif n_kept == 0:
         ctx.reporter.note("select: no pseudo-label reaches select.min_confidence and select.min_agreement")
     scarce = find_scarce(n_of_answer, n_of_kept)
     remedies = {answer: remedy_for(why[answer], config) for answer in scarce}
