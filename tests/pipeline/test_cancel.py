@@ -90,5 +90,5 @@ def test_cancel_of_a_run_without_a_server_says_so(tmp_path, capsys):
 
 
 def test_cancel_of_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
-    assert run_app(["cancel", str(tmp_path)]) == 1
+    assert run_app(["cancel", str(tmp_path)]) == 2
     assert "is not the folder of a run" in capsys.readouterr().err
