@@ -1,5 +1,6 @@
 """The command line: parse, call, exit code. 0 done, 1 the work failed, 2 the user's to change."""
 
+import io
 import json
 import os
 import shlex
@@ -28,6 +29,19 @@ app = typer.Typer(
     "`semievol run config.yaml`.",
 )
 
+
+def _expand(path: Optional[Path]) -> Optional[Path]:  # noqa: UP045
+    """`~` in options: shells leave it as it is in `--output-dir=~/runs`."""
+    if path is None or not str(path).startswith("~"):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise typer.BadParameter(
+            f"{path}: there is no such home folder; put ./ before a name that begins with ~"
+        ) from None
+
+
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on Python 3.10
     typer.Argument(metavar="[KEY=VALUE]...", help="Override config keys, for example `select.keep_fraction=0.3`."),
@@ -46,7 +60,12 @@ UseGold = Annotated[
     typer.Option("--use-gold", help="Open the sealed targets of the unlabelled rows: for the oracle arms and audits."),
 ]
 BaseModel = Annotated[Optional[str], typer.Option("--model", help="Another base model: hub id or folder.")]  # noqa: UP045
-Folder = Annotated[Optional[Path], typer.Option("--output-dir", "-o", help="Folder of the comparison.")]  # noqa: UP045
+Folder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--output-dir", "-o", callback=_expand, help="Folder of the comparison."),
+]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", callback=_expand, help="Config file.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", callback=_expand, help="Run folder.")]
 Jobs = Annotated[
     int, typer.Option(min=1, help="Processes that share the work; the results are the same up to rounding.")
 ]
@@ -68,6 +87,7 @@ def main() -> None:
     # How long a thread of torch waits actively. Always: threads starve each other when the machine has other work;
     # never: the many short operations of a small model lose more to waking up than they gain from a second thread.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    _spare_characters()
     sys.exit(run_app(sys.argv[1:]))
 
 
@@ -93,6 +113,13 @@ def run_app(arguments: list[str]) -> int:
         raise
 
 
+def _spare_characters() -> None:
+    """Write `?` for what a terminal cannot show (`PYTHONIOENCODING=ascii`), and never fail over it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -107,7 +134,8 @@ def demo(
     task: Annotated[str, typer.Option(help="`tickets` (synthetic) or `docstrings` (real text).")] = "tickets",
     seed: Annotated[int, typer.Option(help="Seed of the rows, of sampling and of training.")] = 0,
     output_dir: Annotated[
-        Optional[Path], typer.Option("--output-dir", "-o", help="Run folder [default: runs/demo-TASK-seed-SEED].")  # noqa: UP045
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output-dir", "-o", callback=_expand, help="Run folder [default: runs/demo-TASK-seed-SEED]."),
     ] = None,
     overrides: Overrides = None,
     json_output: Json = False,
@@ -119,7 +147,9 @@ def demo(
     from semievol.demo.running import prepare_demo
 
     config = prepare_demo(task, seed=seed, output_dir=output_dir, overrides=overrides or [])
-    _run(config, again=f"semievol demo --task {task} --seed {seed}", json_output=json_output)
+    folder = [] if output_dir is None else ["--output-dir", str(output_dir)]
+    again = shlex.join(["semievol", "demo", "--task", task, "--seed", str(seed), *folder, *(overrides or [])])
+    _run(config, again=again, json_output=json_output)
 
 
 @app.command()
@@ -127,7 +157,9 @@ def init(
     files: Annotated[
         list[Path], typer.Argument(help="One table to be split, or labelled, unlabelled and test tables.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Config to write.")] = Path("config.yaml"),
+    output: Annotated[Path, typer.Option("--output", "-o", callback=_expand, help="Config to write.")] = Path(
+        "config.yaml"
+    ),
     model: Annotated[Optional[str], typer.Option(help="Base model: hub id or folder.")] = None,  # noqa: UP045
     force: Annotated[bool, typer.Option(help="Overwrite an existing config.")] = False,
 ) -> None:
@@ -138,15 +170,28 @@ def init(
     from semievol.errors import ConfigError
     from semievol.proposing import propose_config
 
-    if output.exists() and not force:
-        raise ConfigError(f"{output} exists; add --force to overwrite it")
-    output.write_text(propose_config(files, model=model), encoding="utf-8")
-    typer.echo(f"wrote {output}\nnext: semievol check {output}")
+    try:
+        _check_new_file(output, force=force)
+        output.write_text(propose_config(files, model=model), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be written: {error.strerror}; name another place") from error
+    typer.echo(f"wrote {output}\nnext: {shlex.join(['semievol', 'check', str(output)])}")
+
+
+def _check_new_file(path: Path, *, force: bool) -> None:
+    from semievol.errors import ConfigError
+
+    if path.is_dir():
+        raise ConfigError(f"--output {path} is a folder; name a file in it, such as {path / 'config.yaml'}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--output {path}: there is no folder {path.parent}; make it, or name another place")
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists; add --force to overwrite it")
 
 
 @app.command()
 def check(
-    config: Annotated[Path, typer.Argument(help="Config file.")],
+    config: ConfigFile,
     overrides: Overrides = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Time a few real steps to estimate the whole run.")
@@ -173,7 +218,7 @@ def check(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="Config file.")],
+    config: ConfigFile,
     overrides: Overrides = None,
     from_stage: Annotated[
         Optional[str], typer.Option("--from", help="Run this stage and all after it again, such as `select`.")  # noqa: UP045
@@ -192,13 +237,13 @@ def run(
         from semievol.confirming import refuse_unconfirmed_cost
 
         refuse_unconfirmed_cost(settings)
-    again = " ".join(["semievol run", str(config), *(overrides or []), *(["--yes"] if yes else [])])
+    again = shlex.join(["semievol", "run", str(config), *(overrides or []), *(["--yes"] if yes else [])])
     _run(settings, again=again, from_stage=from_stage, json_output=json_output)
 
 
 @app.command()
 def status(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run_path: RunFolder,
     json_output: Json = False,
 ) -> None:
     """Show which stages of a run, or which runs of a comparison, are done, and what they found.
@@ -227,7 +272,7 @@ def status(
 
 @app.command()
 def cancel(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run_path: RunFolder,
     json_output: Json = False,
 ) -> None:
     """Stop the fine-tuning jobs and batches that a run has under way at a server.
@@ -248,7 +293,8 @@ def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run folder, model folder or hub id.")],
     test: Annotated[str, typer.Option("--test", help="Table with targets.")],
     config: Annotated[
-        Optional[Path], typer.Option("--config", help="Config that describes the task, for a MODEL.")  # noqa: UP045
+        Optional[Path],  # noqa: UP045
+        typer.Option("--config", callback=_expand, help="Config that describes the task, for a MODEL."),
     ] = None,
     json_output: Json = False,
 ) -> None:
@@ -269,9 +315,11 @@ def evaluate(
 
 @app.command()
 def predict(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run_path: RunFolder,
     input_path: Annotated[str, typer.Argument(metavar="INPUT", help="Table of new rows; no targets needed.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV, JSONL or Parquet file to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", callback=_expand, help="CSV, JSONL or Parquet file to write.")
+    ],
     abstain_below: Annotated[
         float | None,
         typer.Option("--abstain-below", min=0.0, max=1.0, help="Leave answers under this confidence empty."),
@@ -295,8 +343,8 @@ def predict(
 
 @app.command()
 def export(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    run_path: RunFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", callback=_expand, help="Folder to write.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the base.")] = False,
     which: Annotated[str, typer.Option(help="`semievol`, `sft` or `sft_matched`.")] = "semievol",
 ) -> None:
@@ -389,7 +437,9 @@ def sweep(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run or of a comparison.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", callback=_expand, help="Folder of a run or of a comparison.")
+    ],
     table_format: Format = "text",
     json_output: Json = False,
 ) -> None:
@@ -410,7 +460,7 @@ def report(
     if table_format != "text":
         raise ConfigError(f"--format {table_format}: {folder} is a run, which has no tables to print; use --json")
     run_dir = RunDir(folder)
-    with ConsoleReporter() as reporter, _resumable(f"semievol report {folder}"):
+    with ConsoleReporter() as reporter, _resumable(shlex.join(["semievol", "report", str(folder)])):
         redraw(read_run_config(folder), run_dir, reporter=reporter)
     _show_results(run_dir, json_output=json_output)
 
@@ -464,7 +514,8 @@ def _print(renderable: Any) -> None:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=not is_unicode))
 
 
 def _say_error(text: str) -> None:

@@ -6,10 +6,11 @@ Where the paper (arXiv:2410.14745) and the authors' released code differ, the do
 
 import difflib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -63,7 +64,9 @@ DEFAULT_BACKENDS = {"generator.type": "transformers", "trainer.type": "trl", "em
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     operational: ClassVar[frozenset[str]] = frozenset()
     """Keys that change how the work is done and never its result, so that a change of them runs no stage again."""
@@ -98,6 +101,29 @@ class TaskConfig(Section):
     """Largest relative difference at which two numbers count as equal."""
     metric: Literal["accuracy", "exact_match", "token_f1", "rouge_l"] | None = None
     """None: accuracy for choice, label and number; exact_match for span; rouge_l for text."""
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Labels that differ in case alone are fine: what a model writes is first compared as it is written."""
+        if value is None:
+            return value
+        if len(value) < 2:
+            raise ValueError(
+                "a fixed set has at least two labels; list all of them, or leave the key out: they are then those "
+                "of the labelled rows"
+            )
+        first: dict[str, str] = {}
+        for label in value:
+            if not label.strip():
+                raise ValueError("a label is empty; remove it, or give it a name such as none")
+            if label.strip() in first:
+                raise ValueError(
+                    f"the labels {first[label.strip()]!r} and {label!r} are one and the same (spaces around a label "
+                    "do not count), so no answer could be told to be one of them; remove or rename one"
+                )
+            first[label.strip()] = label
+        return value
 
 
 class ColumnsConfig(Section):
@@ -620,7 +646,7 @@ class OpenAITrainerConfig(EndpointConfig):
             number = float(value)
         except (TypeError, ValueError):
             raise ValueError(text) from None
-        if number <= 0 or (whole and number != int(number)):
+        if not math.isfinite(number) or number <= 0 or (whole and number != int(number)):
             raise ValueError(text)
         return int(number) if field.field_name == "batch_size" else number
 
@@ -1043,7 +1069,12 @@ class RunConfig(Section):
     def _check_output_dir(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("output_dir is empty")
-        return value
+        if not value.startswith("~"):
+            return value
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError:
+            raise ValueError("there is no such home folder; put ./ before a name that begins with ~") from None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -1053,8 +1084,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     as transformers and TRL do.
 
     Raises:
-        ConfigError: If the file is missing or not YAML, or a key or value does not fit; one line a fault, with the
-        remedy.
+        ConfigError: If the file is missing or not YAML, names a key twice, or a key or value does not fit; one line a
+        fault, with the remedy.
     """
     path = Path(path)
     try:
@@ -1066,12 +1097,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
     try:
-        raw = yaml.safe_load(text)
+        raw = _load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
-    return parse_config(apply_overrides(raw, overrides), source=str(path))
+    merged = apply_overrides(raw, overrides)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        lines = _blame(_find_faults(error), _faults_of(raw) if overrides else [], overrides, str(path))
+        raise ConfigError("\n".join(lines)) from error
 
 
 def parse_config(raw: Mapping[str, Any], *, source: str = "config") -> RunConfig:
@@ -1079,7 +1115,7 @@ def parse_config(raw: Mapping[str, Any], *, source: str = "config") -> RunConfig
     try:
         return RunConfig.model_validate(dict(raw))
     except ValidationError as error:
-        lines = [f"{source}: {line}" for line in _fault_lines(error)]
+        lines = [f"{source}: {fault.text}" for fault in _find_faults(error)]
         raise ConfigError("\n".join(lines)) from error
 
 
@@ -1091,9 +1127,9 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
         if not separator or not key.strip():
             raise ConfigError(f"override {override!r}: expected key=value, for example select.keep_fraction=0.3")
         try:
-            value = yaml.safe_load(text)
+            value = _load_yaml(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+            raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
         node = merged
         *parents, last = key.strip().split(".")
         for parent in parents:
@@ -1103,6 +1139,29 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
             node = child
         node[last] = value
     return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice; of such keys, YAML libraries silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            other = first.setdefault((key.tag, key.value), key)
+            if other is not key:
+                lines = dict.fromkeys(str(found.start_mark.line + 1) for found in (other, key))
+                raise yaml.YAMLError(
+                    f"the key {key.value} stands twice (line {' and line '.join(lines)}); put what belongs to it in "
+                    "one place"
+                )
+        return node
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 def recipe_differences(config: RunConfig) -> list[tuple[str, Any, Any]]:
@@ -1158,42 +1217,101 @@ def _plain(value: object) -> Any:
     return str(value)
 
 
-def _fault_lines(error: ValidationError) -> Iterator[str]:
+class _Fault(NamedTuple):
+    key: str
+    """Dotted, as in an override; empty for what concerns several sections."""
+    text: str
+
+
+def _faults_of(raw: Mapping[str, Any]) -> list[_Fault]:
+    try:
+        RunConfig.model_validate(dict(raw))
+    except ValidationError as error:
+        return list(_find_faults(error))
+    return []
+
+
+def _blame(faults: Iterable[_Fault], own: Sequence[_Fault], overrides: Sequence[str], path: str) -> Iterator[str]:
+    """Lines that name the overrides a fault comes from, and the file for the faults that are its `own`."""
+    keys = [(override, override.partition("=")[0].strip()) for override in overrides]
+    for fault in faults:
+        setting = [o for o, key in keys if fault.key == key or fault.key.startswith(f"{key}.")]
+        inside = [o for o, key in keys if not fault.key or key.startswith(f"{fault.key}.")]
+        if setting:
+            yield f"override {setting[-1]!r}: {fault.text}"
+        elif inside and fault not in own:
+            yield f"{path} with override {', '.join(map(repr, inside))}: {fault.text}"
+        else:
+            yield f"{path}: {fault.text}"
+
+
+def _find_faults(error: ValidationError) -> Iterator[_Fault]:
     for fault in error.errors():
-        parts = [str(part) for part in fault["loc"] if part not in _UNION_TAGS]
-        key = ".".join(parts)
+        place = _find_place(fault["loc"])
+        key = place.key
         if fault["type"] == "extra_forbidden":
-            known = _known_keys(parts[:-1])
-            near = difflib.get_close_matches(parts[-1], known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(known)}"
-            yield f"unknown key {key}{hint}"
+            yield _Fault(key, f"unknown key {key}; {_key_hint(place)}")
         elif fault["type"] == "missing":
-            yield f"{key} is missing"
+            yield _Fault(key, f"{key} is missing")
         else:
             message = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "string_type":
+                message += _quote_hint(fault["input"])
             shown = "" if isinstance(fault["input"], dict | BaseModel) else f" (got {fault['input']!r})"
-            yield f"{key}: {message}{shown}" if key else message
+            yield _Fault(key, f"{key}: {message}{shown}" if key else message)
 
 
-_UNION_TAGS = (
-    *("trl", "transformers", "vllm", "openai", "openai_batch", "ray", "fake"),
-    *("bm25", "sentence_transformers"),
-)
+def _quote_hint(value: object) -> str:
+    if isinstance(value, bool):
+        return ": YAML reads yes, no, on, off, true and false as true or false; put the word in quotes"
+    return ": YAML reads this as a number; put it in quotes" if isinstance(value, int | float) else ""
 
 
-def _known_keys(parents: Sequence[str]) -> list[str]:
-    """Field names of the section that `parents` leads to; union tags and list positions are stepped over."""
-    models: list[type[BaseModel]] = [RunConfig]
-    for parent in parents:
-        found: list[type[BaseModel]] = []
-        for model in models:
-            if parent in model.model_fields:
-                found += _models_in(model.model_fields[parent].annotation)
-        models = found or models
-    return sorted({name for model in models for name in model.model_fields})
+class _Place(NamedTuple):
+    """Where in the config a fault is."""
+
+    keys: tuple[str, ...]
+    """As the user writes them, without the tags of unions."""
+    sections: list[type[BaseModel]]
+    """What can stand there, or hold a key that is unknown; the one in use comes first. Empty for a plain value."""
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.keys)
+
+
+def _find_place(location: Sequence[int | str]) -> _Place:
+    """Follow pydantic's location, which names the member of each union on its way (`generator, fake, accuracy`)."""
+    keys: list[str] = []
+    sections: list[type[BaseModel]] = [RunConfig]
+    is_tag = False
+    for part in location:
+        if is_tag:
+            sections.sort(key=lambda section: section.model_fields["type"].default != part)
+            is_tag = False
+        elif isinstance(part, int):
+            keys.append(str(part))
+        elif sections:
+            keys.append(part)
+            field = sections[0].model_fields.get(part)
+            if field is not None:
+                sections = _models_in(field.annotation)
+                is_tag = field.discriminator is not None
+    return _Place(tuple(keys), sections)
+
+
+def _key_hint(place: _Place) -> str:
+    *parents, name = place.keys
+    section, *others = place.sections
+    types = [other.model_fields["type"].default for other in others if name in other.model_fields]
+    if types:
+        switch, used = ".".join((*parents, "type")), section.model_fields["type"].default
+        return f"it is a key of {switch}: {' or '.join(types)}, and yours is {used}; remove it, or change {switch}"
+    near = difflib.get_close_matches(name, section.model_fields, n=1)
+    return f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(section.model_fields))}"
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -9,13 +9,14 @@ Every row of the input is a row of the output, in the same order, with its own c
     abstained       whether the confidence lies under the threshold
     error           why a row has no answer, else empty
 
-If the input has a column of one of these names, all of them get the prefix `predicted_`.
+If the input has a column of one of these names, all of them get the prefix `predicted_`; if it has one of those too,
+`predicted_2_`, and so on: no column of the input is ever overwritten.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import tee
+from itertools import count, tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from rich.console import Group
 from rich.text import Text
 
 from semievol.answer_windows import cut_windows, run_ahead
-from semievol.answered import check_output, open_writer
+from semievol.answered import ColumnTypes, check_output, needs_types, open_writer
 from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily, wanted_top_logprobs
 from semievol.columns import Columns, FieldError, Fields, read_fields, resolve_columns
 from semievol.config import AnswerType, ColumnsConfig, RunConfig
@@ -120,16 +121,18 @@ def predict_file(
         raise ConfigError(f"--abstain-below {abstain_below}: a confidence lies between 0 and 1")
     run = open_run(run_path)
     model = run.model()
-    names, n_rows = _scan(input_path, run.config)
+    types = ColumnTypes(input_path) if needs_types(output_path) else None
+    names, n_rows = _scan(input_path, run.config, types)
     columns, task_type, notes = find_input_columns(run, names, input_path)
     for note in notes:
         reporter.note(note)
-    prefix = "predicted_" if set(ADDED) & set(names) else ""
+    prefix = _free_prefix(names)
+    given = dict.fromkeys(names) | (types.find() if types is not None else {})
     added = {f"{prefix}{name}": kind for name, kind in ADDED.items() if name in _added(run.config)}
     asker = RowAsker(run.config, run.facts)
     tally = _Tally()
     try:
-        with open_writer(output_path, dict.fromkeys(names) | added) as writer:
+        with open_writer(output_path, given | added) as writer:
             advance = reporter.task("rows", n_rows, "rows")
             asked, items = tee(_read_items(run, input_path, columns, task_type, asker))
             predictions = asker.predict((item.example for item in asked if item.example is not None), model)
@@ -196,14 +199,28 @@ def _added(config: RunConfig) -> tuple[str, ...]:
     return tuple(name for name in ADDED if name not in skipped | (set() if closed else {"entropy"}))
 
 
-def _scan(source: str, config: RunConfig) -> tuple[list[str], int]:
-    """All column names, in order of appearance, and the number of rows."""
+def _free_prefix(names: Sequence[str]) -> str:
+    """The first prefix under which no added column has the name of one of the input."""
+    taken = set(names)
+
+    def is_free(prefix: str) -> bool:
+        return taken.isdisjoint(f"{prefix}{name}" for name in ADDED)
+
+    if is_free(""):
+        return ""
+    return next(prefix for n in count(1) if is_free(prefix := "predicted_" if n == 1 else f"predicted_{n}_"))
+
+
+def _scan(source: str, config: RunConfig, types: ColumnTypes | None) -> tuple[list[str], int]:
+    """All column names, in order of appearance, and the number of rows; `types` sees every row that can be read."""
     names: dict[str, None] = {}
     n_rows = 0
-    for row in read_table(source, hub_split=config.data.hub_split):
-        n_rows += 1
-        if isinstance(row, RawRow):
-            names.update(dict.fromkeys(row.values))
+    for window in cut_windows(read_table(source, hub_split=config.data.hub_split), WINDOW):
+        n_rows += len(window)
+        values = [row.values for row in window if isinstance(row, RawRow)]
+        names.update((name, None) for row in values for name in row)
+        if types is not None:
+            types.add(values)
     if not names:
         raise DataError(f"{source}: none of its {n_rows} rows can be read")
     return list(names), n_rows

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from semievol import pipeline
+from semievol.answered import open_writer
 from semievol.config import parse_config
 from semievol.errors import ArtifactError, ConfigError, DataError
 from semievol.evaluating import evaluate_file
@@ -151,14 +152,97 @@ def test_the_input_is_never_overwritten(run_path: Path, tmp_path: Path) -> None:
     assert source.read_bytes() == before
 
 
-def test_a_failure_leaves_the_old_output(run_path: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out.parquet"
+def test_columns_of_our_prefixed_names_are_not_overwritten_either(run_path: Path, tmp_path: Path) -> None:
+    mine = {"answer": "mine", "predicted_answer": "too", "predicted_confidence": 7, "predicted_2_error": "also"}
+    source = write_jsonl(tmp_path / "new.jsonl", [row | mine for row in rows(3, target=False)])
+    predict(run_path, source, tmp_path / "out.jsonl")
+    found = read_jsonl(tmp_path / "out.jsonl")
+    assert all({name: row[name] for name in mine} == mine for row in found)
+    assert all(row["predicted_3_answer"] in "ABC" and 0 <= row["predicted_3_confidence"] <= 1 for row in found)
+
+
+def predict_parquet(run_path: Path, folder: Path, records: list[dict[str, Any]]) -> Any:
+    import pyarrow.parquet as pq
+
+    predict(run_path, write_jsonl(folder / "new.jsonl", records), folder / "out.parquet")
+    return pq.read_table(folder / "out.parquet")
+
+
+def test_parquet_keeps_the_types_of_a_parquet_input(run_path: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    late = [None if i < 600 else i for i in range(1100)]
+    columns = {
+        "question": [question(i) for i in range(1100)],
+        "options": [OPTIONS] * 1100,
+        "late": pa.array(late, pa.int32()),
+        "never": pa.array([None] * 1100, pa.float32()),
+        "kind": pa.array(["a"] * 1100).dictionary_encode(),
+    }
+    source = pa.table(columns)
+    pq.write_table(source, tmp_path / "new.parquet")
+    predict(run_path, tmp_path / "new.parquet", tmp_path / "out.parquet")
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found["late"].to_pylist() == late
+    assert [found.schema.field(name).type for name in columns] == [source.schema.field(name).type for name in columns]
+    assert set(found["answer"].to_pylist()) <= set("ABC")
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "written"),
+    [
+        (None, 7, (None, 7)),
+        (1, 2.5, (1.0, 2.5)),
+        (1, "x", ("1", "x")),
+        (True, "x", ("true", "x")),
+        (3, ["a"], ("3", '["a"]')),
+        ([], ["a"], ([], ["a"])),
+        ({"a": 1}, {"b": "x"}, ({"a": 1, "b": None}, {"a": None, "b": "x"})),
+        ({"a": 1}, {"a": "x"}, ('{"a": 1}', '{"a": "x"}')),
+        (2**60 + 1, 2.5, (str(2**60 + 1), "2.5")),
+        (1, 2**70, ("1", str(2**70))),
+        ("x", "\ud800", ("x", "\\ud800")),
+        ({}, {}, ("{}", "{}")),
+    ],
+)
+def test_parquet_takes_a_column_that_changes_late(
+    run_path: Path, tmp_path: Path, early: Any, late: Any, written: tuple[Any, Any]
+) -> None:
+    records = [row | {"extra": early if i < 600 else late} for i, row in enumerate(rows(700, target=False))]
+    found = predict_parquet(run_path, tmp_path, records)["extra"].to_pylist()
+    assert (found[0], found[-1]) == written
+    assert found == [written[0]] * 600 + [written[1]] * 100
+
+
+def test_parquet_takes_a_column_that_starts_late(run_path: Path, tmp_path: Path) -> None:
+    records = rows(700, target=False)
+    records[650]["extra"] = 5
+    found = predict_parquet(run_path, tmp_path, records)["extra"].to_pylist()
+    assert found == [None] * 650 + [5] + [None] * 49
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_a_failure_leaves_the_old_output(tmp_path: Path, ending: str) -> None:
+    output = tmp_path / f"out.{ending}"
     output.write_text("old")
-    mixed = [row | {"extra": i if i < 600 else ["list"]} for i, row in enumerate(rows(700, first=5000, target=False))]
-    with pytest.raises(DataError, match="several kinds"):
-        predict(run_path, write_jsonl(tmp_path / "new.jsonl", mixed), output)
+
+    def write() -> None:
+        with open_writer(output, {"answer": str}) as writer:
+            writer.write([{"answer": "A"}])
+            raise DataError("stop")
+
+    with pytest.raises(DataError, match="stop"):
+        write()
     assert output.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+    assert [p.name for p in tmp_path.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("name", ["new.jsonl/out.csv", f"{'x' * 300}.csv"])
+def test_a_place_that_cannot_be_written_is_an_error(run_path: Path, tmp_path: Path, name: str) -> None:
+    source = write_jsonl(tmp_path / "new.jsonl", rows(1))
+    with pytest.raises(ConfigError, match=r"cannot be written \(.*\); name another place"):
+        predict(run_path, source, tmp_path / name)
 
 
 def test_an_unknown_ending_is_an_error(run_path: Path, tmp_path: Path) -> None:

@@ -64,11 +64,6 @@ def test_one_key_at_a_time_or_all_combinations():
     assert len(plan_points(axes, cartesian=True)) == 4
 
 
-def test_sweep_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match="nothing to sweep"):
-        plan_points({}, cartesian=True)
-
-
 @pytest.mark.parametrize(
     ("n", "expected"),
     [
