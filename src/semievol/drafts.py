@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol.columns import Columns, FieldError, Fields, read_fields, read_target, resolve_columns
-from semievol.config import RunConfig
+from semievol.config import AnswerType, RunConfig
 from semievol.errors import ConfigError, DataError
 from semievol.spool import Spool
 from semievol.tables import BadRow, RawRow, read_table
@@ -91,6 +91,10 @@ class Log:
     notes: list[str] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     n_read: int = 0
+    shared_choices: tuple[str, ...] = ()
+    """Options of the rows of a file that has none."""
+    counts_from_zero: bool = False
+    """Numbers that are answers count from 0 even where none of them is 0."""
 
     def reject(self, place: Place, name: str, value: object, reason: str, remedy: str) -> None:
         """Add a row that was read, with the field that is at fault."""
@@ -115,14 +119,22 @@ def _read_source(
     source: str, split: SplitName | None, model: Columns | None, drafts: Drafts, log: Log
 ) -> Columns | None:
     """Read one file to `drafts`. The columns are those of its first rows together: JSON rows may leave fields out."""
-    task_type = log.config.task.type
+    task_type: AnswerType = log.config.task.type
     stream = read_table(source, hub_split=log.config.data.hub_split)
     first = list(islice(stream, _PEEKED_ROWS))
     names = list(dict.fromkeys(name for row in first if isinstance(row, RawRow) for name in row.values))
     columns: Columns | None = None
     if names:
         configured = log.config.data.columns
-        columns, notes = resolve_columns(names, configured, file=source, task_type=task_type, model=model)
+        try:
+            columns, notes = resolve_columns(names, configured, file=source, task_type=task_type, model=model)
+        except ConfigError:
+            if task_type != "choice" or not log.shared_choices:
+                raise
+            task_type = "label"
+            plain = configured.model_copy(update={"choices": ""})
+            columns, notes = resolve_columns(names, plain, file=source, task_type=task_type, model=model)
+            notes.append(f"{source} has no options; those of the run are used: {', '.join(log.shared_choices)}")
         log.notes += notes
         _check_target_column(columns, names, source, split)
     n_nan = 0
@@ -134,7 +146,9 @@ def _read_source(
             )
         else:
             try:
-                fields = _read_draft_fields(row, columns, split, log)
+                fields = _read_draft_fields(row, columns, split, task_type)
+                if task_type != log.config.task.type:
+                    fields = fields._replace(choices=log.shared_choices)
             except FieldError as error:
                 fault = BadRow(row.line, error.field, shorten(error.value), error.reason, error.remedy)
             else:
@@ -142,9 +156,8 @@ def _read_source(
                 target_field = columns.target or columns.messages or "target"
                 drafts.append(Draft(Place(source, row.line, split, target_field), fields))
                 continue
-        log.rejected.append(
-            Rejected(source, fault.line, fault.field, shorten(fault.value), fault.reason, fault.remedy, split)
-        )
+        value = "" if split == "unlabeled" and fault.field not in _kept_columns(columns) else shorten(fault.value)
+        log.rejected.append(Rejected(source, fault.line, fault.field, value, fault.reason, fault.remedy, split))
     if n_nan:
         log.notes.append(
             f"{source}: {n_nan} options that are NaN (a 'None' that pandas lost) are read as the text None"
@@ -152,8 +165,8 @@ def _read_source(
     return columns
 
 
-def _read_draft_fields(row: RawRow, columns: Columns, split: SplitName | None, log: Log) -> Fields:
-    fields = read_fields(row.values, columns, task_type=log.config.task.type)
+def _read_draft_fields(row: RawRow, columns: Columns, split: SplitName | None, task_type: AnswerType) -> Fields:
+    fields = read_fields(row.values, columns, task_type=task_type)
     if columns.target is None:
         return fields
     try:
@@ -163,6 +176,14 @@ def _read_draft_fields(row: RawRow, columns: Columns, split: SplitName | None, l
             raise
         target = None  # the row is as good without
     return fields._replace(target=target)
+
+
+def _kept_columns(columns: Columns | None) -> set[str | None]:
+    """Columns of an unlabelled row that are kept: what else stands there may be its target, and is not shown."""
+    if columns is None:
+        return {"row"}
+    named = {columns.question, columns.context, columns.choices, columns.group, columns.id, *columns.option_columns}
+    return named | {"row"}
 
 
 def _check_target_column(columns: Columns, names: Sequence[str], file: str, split: SplitName | None) -> None:
@@ -292,14 +313,20 @@ def check_bad_fraction(log: Log) -> None:
     lines = ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
     more = [f"  ... and {n_bad - MAX_SHOWN:,} more"] if n_bad > MAX_SHOWN else []
     needed = -(-n_bad * 10_000 // log.n_read) / 10_000
+    is_run = log.config.data.path is not None or log.config.data.unlabeled is not None
+    goes_on = (
+        f"Correct these rows, or set data.max_bad_fraction={needed:g} to go on without them; they are then "
+        "listed in data/rejected.jsonl."
+    )
+    allows = "data.max_bad_fraction" if is_run else "data.max_bad_fraction of the run or config"
+    measured_alone = "Correct these rows or take them out of the table: the model is measured on what is left."
     raise DataError(
         "\n".join(
             [
-                f"{n_bad:,} of {log.n_read:,} rows cannot be used (data.max_bad_fraction allows {allowed:g}):",
+                f"{n_bad:,} of {log.n_read:,} rows cannot be used ({allows} allows {allowed:g}):",
                 *lines,
                 *more,
-                f"Correct these rows, or set data.max_bad_fraction={needed:g} to go on without them; they are then "
-                "listed in data/rejected.jsonl.",
+                goes_on if is_run else measured_alone,
             ]
         )
     )

@@ -13,8 +13,9 @@ from rich.text import Text
 from semievol.answers import default_metric
 from semievol.audit import measure, measure_calibration, measure_groups
 from semievol.config import ChatGeneratorConfig, RunConfig, load_config
+from semievol.drafts import MAX_SHOWN, Rejected
 from semievol.errors import ConfigError
-from semievol.loading import LoadedData, load_examples
+from semievol.loading import Known, LoadedData, load_examples
 from semievol.predicting import RowAsker, uses_context
 from semievol.runs import FinishedRun, open_run
 from semievol.scoring import score_prediction
@@ -52,6 +53,9 @@ class EvaluateSummary:
                 f"(95% {percent(r.ci_low)} to {percent(r.ci_high)}), {r.n:,} rows, {r.n_unparsed} unparsed"
             )
         ]
+        if self.n_rejected:
+            n = self.n_rejected + r.n
+            lines.append(Text(f"{self.n_rejected:,} of {n:,} rows cannot be used and were left out"))
         if self.calibration is not None:
             shown = f"calibration error {self.calibration['ece']:.3f}, Brier score {self.calibration['brier']:.3f}"
             lines.append(Text(shown))
@@ -130,7 +134,8 @@ def _evaluate(
     run: FinishedRun | None,
     reporter: Reporter,
 ) -> EvaluateSummary:
-    loaded = load_test(config, facts, test, with_context=run is None or uses_context(run))
+    known = Known(facts.shared_choices, run is not None and _counts_from_zero(run))
+    loaded = load_test(config, facts, test, known=known, with_context=run is None or uses_context(run))
     if run is None and config.task.type == "choice":
         facts = loaded.facts
     asker = RowAsker(config, facts)
@@ -148,26 +153,35 @@ def _evaluate(
         result=measure(name, metric, predictions, n_bootstrap=config.evaluate.n_bootstrap, seed=config.seed),
         groups=tuple(measure_groups(name, predictions)),
         calibration=measure_calibration(name, predictions),
-        n_rejected=len({(r.file, r.line) for r in loaded.rejected}),
+        n_rejected=len(loaded.rejected),
         n_seen=n_seen,
-        notes=(*seen, *dict.fromkeys(loaded.notes)),
+        notes=(*seen, *(_describe_rejected(r) for r in loaded.rejected[:MAX_SHOWN]), *dict.fromkeys(loaded.notes)),
     )
 
 
-def load_test(config: RunConfig, facts: TaskFacts, test: str, *, with_context: bool) -> LoadedData:
-    """Read a table with targets by the rules of a run; its rows come back as `labeled`.
+def _counts_from_zero(run: FinishedRun) -> bool:
+    data = run.config.data
+    files = run.run_dir.read_json("data/counts").get("counts_from_zero", [])
+    return any(source in files for source in (data.path, data.labeled, data.test))
 
-    A run wants unlabelled rows too, so the table stands in for them; nothing is dropped as a duplicate.
-    """
+
+def _describe_rejected(rejected: Rejected) -> str:
+    r = rejected
+    shown = f" {r.value!r}" if r.value else ""
+    return f"left out: {r.file}, line {r.line}, {r.field}{shown}: {r.reason}; {r.remedy}"
+
+
+def load_test(config: RunConfig, facts: TaskFacts, test: str, *, known: Known, with_context: bool) -> LoadedData:
+    """Read a table with targets by the rules of a run; its rows come back as `labeled`, duplicates too."""
     columns = config.data.columns
     if not with_context and not columns.context:
         columns = columns.model_copy(update={"context": ""})
     limits = dict.fromkeys(("max_rows", "max_labeled", "max_unlabeled", "max_test"))
-    sources: dict[str, str | None] = {"path": None, "labeled": test, "unlabeled": test, "test": None}
+    sources: dict[str, str | None] = {"path": None, "labeled": test, "unlabeled": None, "test": None}
     settings = {"columns": columns, "duplicates": "keep", "near_duplicate_similarity": 1.0}
     data = config.data.model_copy(update={**limits, **sources, **settings})
     task = config.task.model_copy(update={"labels": facts.labels or config.task.labels})
-    return load_examples(config.model_copy(update={"data": data, "task": task}))
+    return load_examples(config.model_copy(update={"data": data, "task": task}), known=known)
 
 
 def _predict(asker: RowAsker, rows: Sequence[Example], model: ModelRef, reporter: Reporter) -> list[Prediction]:

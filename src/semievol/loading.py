@@ -34,6 +34,15 @@ CountPrompt = Callable[[Example, TaskFacts], int]
 """Tokens of the prompt of an example; facts are found at load, so they come with it."""
 
 
+class Known(NamedTuple):
+    """What the rows of a run said that those of another table may not say."""
+
+    shared_choices: tuple[str, ...] = ()
+    """Options of the rows of a file that has none."""
+    counts_from_zero: bool = False
+    """Numbers that are answers count from 0 even where none of them is 0."""
+
+
 class RowCounts(NamedTuple):
     """Where the rows that were read have gone; `read` is the sum of the others."""
 
@@ -62,6 +71,8 @@ class LoadedData:
     target_counts: Mapping[SplitName, Mapping[str, int]]
     """Rows of each target in labeled and test, for closed answer sets; empty for the others."""
     counts: RowCounts
+    counts_from_zero: tuple[str, ...] = ()
+    """Files whose answers are numbers of options that count from 0."""
 
 
 def load_examples(
@@ -70,29 +81,34 @@ def load_examples(
     count_prompt: CountPrompt | None = None,
     max_prompt_tokens: int | None = None,
     folder: Path | None = None,
+    known: Known | None = None,
 ) -> LoadedData:
     """Read, check, deduplicate and cut the rows of `config.data`; the same config and files give the same result.
 
-    An empty `test` is allowed. With several bad rows the error lists them together. Memory holds about a hundred bytes
-    of an unlabelled row, and the tokens of the rows that others may nearly repeat: labelled and test rows, and all rows
-    of one file that is to be cut (`data.near_duplicate_similarity: 1` leaves them out).
+    An empty `test` is allowed, and so is a labelled file without `data.unlabeled`: a table to measure a model on. With
+    several bad rows the error lists them together. Memory holds about a hundred bytes of an unlabelled row, and the
+    tokens of the rows that others may nearly repeat: labelled and test rows, and all rows of one file that is to be cut
+    (`data.near_duplicate_similarity: 1` leaves them out).
 
     Args:
         config: Of the run; `data`, `task` and, without `data.seed`, `seed` count.
         count_prompt: Counts the tokens of a row's prompt; None: lengths are not checked.
         max_prompt_tokens: Longer prompts make a row bad.
         folder: Where rows wait on disk, in files without a name; None: where the system keeps temporary files.
+        known: What another loading found out about rows of the same kind; None: nothing.
 
     Raises:
         ConfigError: If a column is not there or cannot be found, or split fractions sum to more than 1.
         DataError: If a file cannot be read, more than `data.max_bad_fraction` of the rows are bad, or no labelled or no
             unlabelled row is left.
     """
-    log = Log(config, folder)
+    known = known or Known()
+    log = Log(config, folder, shared_choices=known.shared_choices, counts_from_zero=known.counts_from_zero)
     drafts = read_sources(log)
     ids = RowIds(drafts, log)
     facts = _find_facts(drafts, config)
-    rows = _read_targets(drafts, ids, facts, log)
+    from_zero = _files_that_count_from_zero(drafts, log)
+    rows = _read_targets(drafts, ids, facts, from_zero, log)
     del drafts, ids
     left = _draw_max_rows(rows, np.arange(len(rows.read)), config)
     if count_prompt is not None and max_prompt_tokens is not None:
@@ -100,7 +116,7 @@ def load_examples(
     check_bad_fraction(log)
     left, duplicates = _drop_duplicates(rows, left, facts, log)
     n_duplicates = len(duplicates) if config.data.duplicates == "drop" else 0
-    splits = _cut(rows, left, config) if config.data.path is not None else rows.by_split(left)
+    splits = _cut(rows, left, log) if config.data.path is not None else rows.by_split(left)
     facts, splits, unread = _settle_labels(facts, rows, splits, log)
     splits = _draw_splits(rows, splits, config)
     _check_left(splits, n_duplicates, log)
@@ -115,6 +131,7 @@ def load_examples(
         notes=tuple(log.notes),
         target_counts={name: _count_targets(rows, splits[name], config) for name in ("labeled", "test")},
         counts=_count_rows(splits, log, n_duplicates),
+        counts_from_zero=tuple(sorted(from_zero)),
     )
 
 
@@ -139,9 +156,8 @@ def _find_facts(drafts: Drafts, config: RunConfig) -> TaskFacts:
     return TaskFacts()
 
 
-def _read_targets(drafts: Drafts, ids: RowIds, facts: TaskFacts, log: Log) -> ReadRows:
+def _read_targets(drafts: Drafts, ids: RowIds, facts: TaskFacts, from_zero: set[str], log: Log) -> ReadRows:
     """Bring targets to their normal form. A target that does not fit makes a row bad, but not an unlabelled one."""
-    from_zero = _files_that_count_from_zero(drafts, log)
     rows = ReadRows(Spool(ReadRow, folder=log.folder), array("b"))
     repairs: Counter[tuple[str, str]] = Counter()
     samples: dict[tuple[str, str], str] = {}
@@ -174,10 +190,11 @@ def _read_targets(drafts: Drafts, ids: RowIds, facts: TaskFacts, log: Log) -> Re
                 if found.repaired:
                     kind = "digit answers read as letters" if raw.strip().isdigit() else "targets repaired"
                     repairs[place.file, kind] += 1
-                    samples.setdefault((place.file, kind), found.repaired)
+                    if place.split in ("labeled", "test"):  # of one file it is not known yet which rows are unlabelled
+                        samples.setdefault((place.file, kind), f" (first: {found.repaired})")
         rows.append(ReadRow(place, example, target))
     log.rejected += bad.rejected
-    log.notes += [f"{file}: {n} {kind} (first: {samples[file, kind]})" for (file, kind), n in repairs.items()]
+    log.notes += [f"{file}: {n} {kind}{samples.get((file, kind), '')}" for (file, kind), n in repairs.items()]
     log.notes += [
         f"{file}: {n} rows carry an answer that cannot be read; they have no gold" for file, n in no_gold.items()
     ]
@@ -192,21 +209,28 @@ def _letter_of(fields: Fields, *, counts_from_zero: bool) -> str:
 
 
 def _files_that_count_from_zero(drafts: Drafts, log: Log) -> set[str]:
-    """Files of a choice task all of whose answers are numbers from 0 to n - 1, one of them 0."""
+    """Files of a choice task all of whose answers are numbers from 0 to n - 1, one of them 0.
+
+    A number may also be the text of an option: a file is left alone if most of its answers are, or half of them.
+    """
     if log.config.task.type != "choice":
         return set()
     zero: set[str] = set()
     other: set[str] = set()
+    balance: Counter[str] = Counter()
     for draft in drafts.rows:
-        target = draft.fields.target
+        target, file = draft.fields.target, draft.place.file
         if target is None or draft.fields.option_names:
             continue
         if not (target.isascii() and target.isdigit() and int(target) < len(draft.fields.choices)):
-            other.add(draft.place.file)
-        elif int(target) == 0:
-            zero.add(draft.place.file)
-    log.notes += [f"{file}: answers are numbers that count from 0" for file in sorted(zero - other)]
-    return zero - other
+            other.add(file)
+            continue
+        if int(target) == 0 or log.counts_from_zero:
+            zero.add(file)
+        balance[file] += -1 if target in draft.fields.choices else 1
+    found = {file for file in zero - other if balance[file] > 0}
+    log.notes += [f"{file}: answers are numbers that count from 0" for file in sorted(found)]
+    return found
 
 
 def _explain(error: DataError, row_id: str) -> tuple[str, str]:
@@ -287,8 +311,9 @@ def _positions_of(duplicates: Iterable[Duplicate], rows: ReadRows, order: Positi
     return np.asarray(found, dtype=np.int64)
 
 
-def _cut(rows: ReadRows, left: Positions, config: RunConfig) -> dict[SplitName, Positions]:
+def _cut(rows: ReadRows, left: Positions, log: Log) -> dict[SplitName, Positions]:
     """Cut the rows of one file; those without a target are unlabelled."""
+    config = log.config
     generator = make_generator(config.data_seed, "split")
     has_none = rows.lacks_target(left)
     with_target, without = np.flatnonzero(~has_none), np.flatnonzero(has_none)
@@ -309,16 +334,36 @@ def _cut(rows: ReadRows, left: Positions, config: RunConfig) -> dict[SplitName, 
         n_free = int(config.data.split.unlabeled) - counts[1]
         without = without[draw_rows([None] * len(without), n_free, generator)]
     codes[without] = SPLITS.index("unlabeled")
-    _check_groups(groups, codes)
+    n_left_out = _check_groups(groups, codes)
+    if len(with_target) < len(left):
+        log.notes.append(_note_missing_targets(codes, has_none, n_left_out, log))
     return {name: left[codes == code] for code, name in enumerate(SPLITS)}
 
 
-def _check_groups(groups: Sequence[str | None], codes: NDArray[np.int8]) -> None:
-    """Rows without a target follow no group, so they leave if theirs stands in test."""
+def _check_groups(groups: Sequence[str | None], codes: NDArray[np.int8]) -> int:
+    """Rows without a target follow no group, so they leave if theirs stands in test; returns how many do."""
+    n_left_out = 0
     tested = {group for group, code in zip(groups, codes, strict=True) if code == SPLITS.index("test")} - {None}
     for i, group in enumerate(groups):
         if codes[i] == SPLITS.index("unlabeled") and group in tested:
             codes[i] = -1
+            n_left_out += 1
+    return n_left_out
+
+
+def _note_missing_targets(codes: NDArray[np.int8], has_none: NDArray[np.bool_], n_left_out: int, log: Log) -> str:
+    unlabeled = codes == SPLITS.index("unlabeled")
+    n_none, n_used, n_filled = (int(mask.sum()) for mask in (has_none, unlabeled & has_none, unlabeled & ~has_none))
+    parts = [f"{n_used:,} are among the unlabelled rows"]
+    if n_filled:
+        parts[0] += f", with {n_filled:,} whose target is sealed"
+    if n_left_out:
+        parts.append(
+            f"{n_left_out:,} were left out, as rows of their group are in test (data.columns.group '' ignores groups)"
+        )
+    if n_used + n_left_out < n_none:
+        parts.append(f"{n_none - n_used - n_left_out:,} were not drawn")
+    return f"{log.config.data.path}: {n_none:,} rows have no target: {', '.join(parts)}"
 
 
 def _settle_labels(
@@ -362,8 +407,8 @@ def _draw_splits(rows: ReadRows, splits: dict[SplitName, Positions], config: Run
 
 def _check_left(splits: Mapping[SplitName, Positions], n_duplicates: int, log: Log) -> None:
     for name in ("labeled", "unlabeled"):
-        if not len(splits[name]):
-            source = getattr(log.config.data, name) or log.config.data.path
+        source = getattr(log.config.data, name) or log.config.data.path
+        if source is not None and not len(splits[name]):
             raise DataError(
                 f"{source}: no {name} row is left ({log.n_read} rows read from all files, {len(log.rejected)} of them "
                 f"bad, {n_duplicates} dropped as duplicates); give other rows, or change data.split or data.duplicates"

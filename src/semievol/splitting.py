@@ -138,9 +138,10 @@ def _cover_units(units: Units, n_wanted: int, share: float) -> set[int]:
 def split_counts(split: SplitConfig, *, n_with_target: int, n_without: int) -> tuple[int, int, int]:
     """Rows with a target that go to labelled, unlabelled and test.
 
-    Values up to 1 are fractions of the rows with a target, larger ones are counts. Rows without a target are always
-    unlabelled, so where there are some, fractions of labelled and test are scaled up to share all rows with a target,
-    and a count of unlabelled rows is filled with rows without a target first.
+    Values up to 1 are fractions, larger ones are counts. Rows without a target are always unlabelled and go there
+    first. Of three fractions of all rows, those with a target fill up what is missing of the unlabelled ones; where
+    nothing is missing, labelled and test rows share all rows with a target. Beside counts, fractions are of the rows
+    with a target.
 
     Raises:
         ConfigError: If the fractions sum to more than 1.
@@ -150,12 +151,15 @@ def split_counts(split: SplitConfig, *, n_with_target: int, n_without: int) -> t
     fractions = {name: value for name, value in asked.items() if value <= 1}
     if sum(fractions.values()) > 1 + 1e-6:
         raise ConfigError(f"data.split: the fractions {fractions} sum to more than 1; lower one of them")
-    if n_without and len(fractions) == 3:
-        n_labeled = round(n_with_target * split.labeled / (split.labeled + split.test))
-        return n_labeled, 0, n_with_target - n_labeled
-    bounds = np.cumsum([fractions.get(name, 0.0) for name in asked]) * n_with_target
+    n_rows = n_with_target + n_without if len(fractions) == 3 else n_with_target
+    bounds = np.cumsum([fractions.get(name, 0.0) for name in asked]) * n_rows
     edges = [0, *(round(float(bound)) for bound in bounds)]
     counts = {name: edges[i + 1] - edges[i] for i, name in enumerate(asked)}
+    if n_without and len(fractions) == 3:
+        if n_without >= counts["unlabeled"]:
+            n_labeled = round(n_with_target * split.labeled / (split.labeled + split.test))
+            return n_labeled, 0, n_with_target - n_labeled
+        counts["unlabeled"] -= n_without
     for name, value in asked.items():
         if value > 1:
             counts[name] = int(value)

@@ -7,12 +7,11 @@ so memory does not grow with the file; a `.json` array is read whole.
 
 import csv
 import difflib
-import itertools
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from semievol.errors import DataError
 
@@ -35,6 +34,7 @@ _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _NUL = "\udc00"
 """Stands for a NUL byte while CSV is parsed: csv refuses NUL on Python 3.10. surrogateescape never makes it."""
 _ESCAPED = re.compile("[\udc00\udc80-\udcff]")
+_QUOTE_REMEDY = 'close the quote, or put the field in quotes and write a quote inside it twice ("")'
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
 
 
@@ -64,22 +64,36 @@ def read_table(source: str, *, hub_split: str = "train") -> Iterator[RawRow | Ba
     Integers of a `ClassLabel` column come back as their names, -1 as None.
 
     Raises:
-        DataError: If the source is missing, empty, or in no known format.
+        DataError: If the source is missing, empty, in no known format, or neither a regular file nor a folder.
     """
-    path = Path(source).expanduser()
-    split = hub_split
-    name, colon, asked = source.partition(":")
-    if not path.exists() and colon and asked and "/" not in asked and "\\" not in asked:
-        path, split = Path(name).expanduser(), asked
-    else:
-        name = source
+    if source == "-":
+        raise DataError("-: rows are not read from standard input; save them to a file first and give its path")
+    name, path, asked = locate_source(source)
+    split = asked or hub_split
     if path.is_dir():
         return _check_not_empty(_read_folder(path, split), source)
-    if path.exists():
+    if path.is_file():
         return _check_not_empty(_open_file(path), source)
+    if path.exists():
+        kind = "a pipe" if path.is_fifo() else "no regular file"
+        raise DataError(f"{source}: is {kind}; save it to a file first and give that, as a table is read several times")
     if _may_be_hub_id(name):
         return _check_not_empty(_read_hub(name, split), source)
     raise DataError(f"{source}: no such file{_suggest_files(path)}")
+
+
+def locate_source(source: str) -> tuple[str, Path, str | None]:
+    """Name of a source without its split, where it lies if it lies here (`~` is the home folder), and its split."""
+    path = Path(source).expanduser()
+    name, colon, asked = source.partition(":")
+    if not path.exists() and colon and asked and "/" not in asked and "\\" not in asked:
+        return name, Path(name).expanduser(), asked
+    return source, path, None
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` of the library `datasets` wrote the folder."""
+    return any((folder / name).exists() for name in ("dataset_info.json", "state.json", "dataset_dict.json"))
 
 
 def _check_not_empty(rows: Iterator[RawRow | BadRow], source: str) -> Iterator[RawRow | BadRow]:
@@ -152,24 +166,102 @@ def _sniff(head: bytes) -> str | None:
 def _read_csv(path: Path) -> Iterator[RawRow | BadRow]:
     csv.field_size_limit(_FIELD_LIMIT)
     with path.open("rb") as stream:
-        lines = (_decode_line(line) for line in stream)
-        first = next(lines).removeprefix("\ufeff")
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else _pick_delimiter(first)
+        lines = _Lines(stream)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else _pick_delimiter(lines.peek(0))
         # strict: a stray or unclosed quote is reported where it starts; otherwise it would swallow rows silently
-        reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header = _read_header(reader, path)
+        doubtful = opened = 0  # the line whose first quote may close the one that was opened in another
         while True:
-            line = reader.line_num + 1
+            lines.start_record()
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                remedy = 'put the field in quotes, and write a quote inside it twice ("")'
-                yield BadRow(line, "row", f"up to line {reader.line_num}", f"not valid CSV: {error}", remedy)
+                yield _csv_fault(lines, error)
+                if lines.number > lines.first:
+                    if not lines.is_at_end:
+                        doubtful, opened = lines.number, lines.first
+                    lines.return_to_second()
                 continue
-            if fields:
+            line = lines.first
+            if lines.first <= doubtful <= lines.number and lines.n_quotes % 2:
+                reason = f"an odd number of quotes behind the unclosed quote at line {opened}"
+                yield BadRow(line, "row", "", reason, _QUOTE_REMEDY)
+            elif lines.number > line and len(fields) != len(header) and _is_row(lines, header, delimiter):
+                yield _unclosed_quote(lines)
+                doubtful, opened = lines.number, line
+                lines.return_to_second()
+            elif fields:
                 yield _make_row(line, header, fields, delimiter)
+
+
+class _Lines:
+    """Decoded lines of a file, as an iterator for `csv` that can go back behind the first line of a record."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._offset = self._second = 0
+        self.number = 0
+        """Of the last line read, from 1 on."""
+        self.first = 1
+        """Number of the first line of the record."""
+        self.n_quotes = 0
+        """In the lines of the record."""
+        self.is_at_end = False
+        """Whether the record asked for a line behind the last one."""
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline()
+        if not line:
+            self.is_at_end = True
+            raise StopIteration
+        self.number += 1
+        self._offset += len(line)
+        if self.number == self.first:
+            self._second = self._offset
+        self.n_quotes += line.count(b'"')
+        text = _decode_line(line)
+        return text.removeprefix("\ufeff") if self.number == 1 else text
+
+    def start_record(self) -> None:
+        """The next line is the first one of a record."""
+        self.first, self.n_quotes, self.is_at_end = self.number + 1, 0, False
+
+    def return_to_second(self) -> None:
+        """Go on behind the first line of the record."""
+        self._stream.seek(self._second)
+        self._offset, self.number = self._second, self.first
+
+    def peek(self, offset: int | None = None) -> str:
+        """The line at a place of the file, else the second one of the record; reading goes on where it was."""
+        self._stream.seek(self._second if offset is None else offset)
+        text = _decode_line(self._stream.readline())
+        self._stream.seek(self._offset)
+        return text.removeprefix("\ufeff")
+
+
+def _csv_fault(lines: _Lines, error: csv.Error) -> BadRow:
+    if lines.number > lines.first or lines.is_at_end:
+        return _unclosed_quote(lines)
+    return BadRow(lines.first, "row", "", f"not valid CSV: {error}", _QUOTE_REMEDY)
+
+
+def _unclosed_quote(lines: _Lines) -> BadRow:
+    reason = f"not valid CSV: unclosed quote at line {lines.first}; the lines behind it are read as rows again"
+    return BadRow(lines.first, "row", f"up to line {lines.number}", reason, _QUOTE_REMEDY)
+
+
+def _is_row(lines: _Lines, header: list[str], delimiter: str) -> bool:
+    """Whether the second line of a record is a row of its own."""
+    try:
+        return len(next(csv.reader([lines.peek()], delimiter=delimiter, strict=True))) == len(header)
+    except csv.Error:
+        return False
 
 
 def _decode_line(line: bytes) -> str:
@@ -305,7 +397,7 @@ def _batch_rows(batch: Any, offset: int) -> Iterator[RawRow | BadRow]:
 def _read_folder(path: Path, split: str) -> Iterator[RawRow | BadRow]:
     import datasets
 
-    if not any((path / name).exists() for name in ("dataset_info.json", "state.json", "dataset_dict.json")):
+    if not is_saved_dataset(path):
         tables = sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
         hint = f"give one of its files: {', '.join(tables[:10])}" if tables else f"formats: {FORMATS}"
         raise DataError(f"{path}: is a folder, but not one written by Dataset.save_to_disk; {hint}")

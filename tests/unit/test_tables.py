@@ -56,11 +56,11 @@ def test_read_table_csv_uneven_row_is_bad(tmp_path: Path, line: str, n: int) -> 
 
 
 def test_read_table_csv_unclosed_quote_is_named_by_its_first_line(tmp_path: Path) -> None:
-    good, bad = read(tmp_path / "a.csv", 'q,a\none,1\n"two,2\nthree,3\n')
-    assert isinstance(good, RawRow)
+    good, bad, last = read(tmp_path / "a.csv", 'q,a\none,1\n"two,2\nthree,3\n')
+    assert (good, last) == (RawRow(2, {"q": "one", "a": "1"}), RawRow(4, {"q": "three", "a": "3"}))
     assert isinstance(bad, BadRow)
     assert bad.line == 3
-    assert "unexpected end of data" in bad.reason
+    assert "unclosed quote at line 3" in bad.reason
 
 
 def test_read_table_csv_accepts_huge_fields(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from semievol.answering import max_tokens
-from semievol.artifacts import SEALED_GOLD, file_hash
+from semievol.artifacts import SEALED_GOLD, content_hash, file_hash
 from semievol.drafts import Rejected
 from semievol.duplicates import Duplicate
 from semievol.loading import LoadedData, load_examples
 from semievol.prompts import PromptBuilder
 from semievol.stage import Stage, StageContext, StageStats
+from semievol.tables import is_saved_dataset, locate_source
 from semievol.types import Example, Gold, TaskFacts
 
 
@@ -35,10 +36,22 @@ def load(ctx: StageContext) -> LoadedData:
 
 
 def input_files(ctx: StageContext) -> list[Any]:
-    """The seed of the draws; name and content hash of every local input file; other sources by name."""
+    """The seed of the draws; name and content hash of every local file and saved dataset; other sources by name."""
     data = ctx.config.data
     sources = [s for s in (data.path, data.labeled, data.unlabeled, data.test) if s is not None]
-    return [ctx.config.data_seed, *([s, _hash_once(Path(s)) if Path(s).is_file() else None] for s in sources)]
+    return [ctx.config.data_seed, *([s, _hash_source(s)] for s in sources)]
+
+
+def _hash_source(source: str) -> str | None:
+    """Of a file its hash, of a saved dataset that of the names and bytes of its files, of anything else None."""
+    _, path, _ = locate_source(source)
+    if path.is_file():
+        return _hash_once(path)
+    if not (path.is_dir() and is_saved_dataset(path)):
+        return None
+    # cache-*.arrow is what the library itself leaves there when somebody works with the dataset
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.match("cache-*.arrow"))
+    return content_hash([(p.relative_to(path).as_posix(), _hash_once(p)) for p in files])
 
 
 def _hash_once(path: Path) -> str:
@@ -75,7 +88,10 @@ def run(ctx: StageContext) -> StageStats:
         "n_gold_sealed": len(loaded.gold),
     }
     targets = {split: dict(counted) for split, counted in loaded.target_counts.items()}
-    ctx.write_json("data/counts", counts | {"notes": list(loaded.notes), "targets": targets})
+    about: dict[str, Any] = {"notes": list(loaded.notes), "targets": targets}
+    if loaded.counts_from_zero:
+        about["counts_from_zero"] = list(loaded.counts_from_zero)
+    ctx.write_json("data/counts", counts | about)
     return counts
 
 
