@@ -151,8 +151,8 @@ class DataConfig(Section):
     """Where the rows are and what is done about bad and repeated ones."""
 
     path: str | None = None
-    """One CSV, JSONL or Parquet file, `datasets` folder or hub dataset id, to be split; or None with `labeled` and
-    `unlabeled`."""
+    """One CSV, JSONL or Parquet file, `datasets` folder or hub dataset id, to be split (rows without a target go to the
+    unlabelled part first); or None with `labeled` and `unlabeled`."""
     labeled: str | None = None
     unlabeled: str | None = None
     test: str | None = None
