@@ -1102,20 +1102,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
+    return parse_config(raw, overrides, source=str(path))
+
+
+def parse_config(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "config") -> RunConfig:
+    """Check a plain mapping with `key=value` overrides.
+
+    Raises:
+        ConfigError: If a key or value does not fit; one line a fault, which names the override it comes from, or
+        `source`.
+    """
     merged = apply_overrides(raw, overrides)
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        lines = _blame(_find_faults(error), _faults_of(raw) if overrides else [], overrides, str(path))
-        raise ConfigError("\n".join(lines)) from error
-
-
-def parse_config(raw: Mapping[str, Any], *, source: str = "config") -> RunConfig:
-    """Check a plain mapping. Raises ConfigError with one line for each fault."""
-    try:
-        return RunConfig.model_validate(dict(raw))
-    except ValidationError as error:
-        lines = [f"{source}: {fault.text}" for fault in _find_faults(error)]
+        lines = _blame(_find_faults(error), _faults_of(raw) if overrides else [], overrides, source)
         raise ConfigError("\n".join(lines)) from error
 
 

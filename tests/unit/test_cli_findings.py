@@ -11,6 +11,7 @@ import pytest
 from semievol import cli
 from semievol.cli import run_app
 from semievol.config import load_config, parse_config
+from semievol.demo.running import prepare_demo
 from semievol.errors import ConfigError
 from tests.pipeline.conftest import write_task
 
@@ -49,6 +50,13 @@ def test_a_repeated_key_in_an_override_is_an_error(config_file: Path) -> None:
     text = fault_of(config_file, "select={keep_fraction: 0.3, keep_fraction: 0.4}")
     assert text.startswith("override 'select={")
     assert "the key keep_fraction stands twice (line 1)" in text
+
+
+def test_a_fault_of_an_override_of_the_demo_names_the_override(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepare_demo("tickets", seed=0, output_dir=tmp_path / "run", overrides=["select.keep_fraction=2"])
+    assert str(caught.value).startswith("override 'select.keep_fraction=2': select.keep_fraction: ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_merge_keys_may_set_a_key_again(config_file: Path) -> None:

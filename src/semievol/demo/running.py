@@ -52,12 +52,13 @@ def prepare_demo(task: str, *, seed: int, output_dir: Path | None, overrides: Se
         raise ConfigError(f"no demo task {task!r}; choose one of {', '.join(TASKS)}")
     data = _tickets(seed) if task == "tickets" else _docstrings(seed)
     run_dir = RunDir(output_dir or Path(f"runs/demo-{task}-seed-{seed}"))
-    raw = apply_overrides(demo_config(data, run_dir.path, seed=seed), overrides)
-    config = parse_config(raw, source="demo config")
+    raw = demo_config(data, run_dir.path, seed=seed)
+    config = parse_config(raw, overrides, source="demo config")
     for split in ("labeled", "unlabeled", "test"):
         run_dir.write_text(f"input/{split}.csv", _csv_text(getattr(data, split), data.options))
     head = f"# semievol demo --task {task} --seed {seed}\n"
-    run_dir.write_text("config.yaml", head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    merged = apply_overrides(raw, overrides)
+    run_dir.write_text("config.yaml", head + yaml.safe_dump(merged, sort_keys=False, allow_unicode=True))
     return config
 
 
