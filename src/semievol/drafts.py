@@ -20,8 +20,8 @@ from semievol.columns import Columns, FieldError, Fields, read_fields, read_targ
 from semievol.config import AnswerType, RunConfig
 from semievol.errors import ConfigError, DataError
 from semievol.spool import Spool
-from semievol.tables import BadRow, RawRow, read_table
-from semievol.types import SplitName
+from semievol.tables import read_table
+from semievol.types import BadRow, RawRow, SplitName
 
 MAX_SHOWN = 20
 """Bad rows that the error lists."""

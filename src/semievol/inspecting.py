@@ -12,8 +12,8 @@ from semievol.columns import Columns, FieldError, Fields, read_fields, read_targ
 from semievol.config import AnswerType, ColumnsConfig
 from semievol.errors import ConfigError, DataError
 from semievol.quantities import read_number
-from semievol.tables import RawRow, read_table
-from semievol.types import SplitName
+from semievol.tables import read_table
+from semievol.types import RawRow, SplitName
 
 LOOKED_AT = 5000
 """Rows of a file that the proposal is based on; all rows are counted."""

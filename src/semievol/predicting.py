@@ -32,13 +32,15 @@ from semievol.errors import ConfigError, DataError
 from semievol.prompts import PromptBuilder
 from semievol.runs import FinishedRun, open_run
 from semievol.stage import WINDOW, Backends, Reporter
-from semievol.tables import BadRow, RawRow, read_table
+from semievol.tables import read_table
 from semievol.types import (
+    BadRow,
     ChoiceRequest,
     ChoiceScores,
     Example,
     ModelRef,
     Prediction,
+    RawRow,
     Request,
     Result,
     Sampling,

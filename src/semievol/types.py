@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from semievol.errors import DataError
 
@@ -347,3 +347,21 @@ class Comparison:
     ci_high: float
     p_value: float
     n: int
+
+
+class RawRow(NamedTuple):
+    """One row as it stands in the source."""
+
+    line: int
+    """1-based: the physical line on which the record starts (text formats, header included), else the row number."""
+    values: dict[str, Any]
+
+
+class BadRow(NamedTuple):
+    """One row that could not be read."""
+
+    line: int
+    field: str
+    value: str
+    reason: str
+    remedy: str

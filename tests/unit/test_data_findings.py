@@ -22,7 +22,8 @@ from semievol.evaluating import EvaluateSummary, evaluate_file
 from semievol.loading import LoadedData, load_examples
 from semievol.stage import SilentReporter, StageContext
 from semievol.stages.data import input_files
-from semievol.tables import BadRow, RawRow, read_table
+from semievol.tables import read_table
+from semievol.types import BadRow, RawRow
 
 FAKE: dict[str, Any] = {"generator": {"type": "fake"}, "trainer": {"type": "fake"}, "embedder": {"type": "fake"}}
 

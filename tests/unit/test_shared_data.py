@@ -7,7 +7,8 @@ import pytest
 
 from semievol.config import parse_config
 from semievol.loading import LoadedData, load_examples
-from semievol.tables import RawRow, read_table
+from semievol.tables import read_table
+from semievol.types import RawRow
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

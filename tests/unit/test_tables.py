@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from semievol.errors import DataError
-from semievol.tables import BadRow, RawRow, read_table
+from semievol.tables import read_table
+from semievol.types import BadRow, RawRow
 
 
 def write(path: Path, content: str | bytes) -> str:
