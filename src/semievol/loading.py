@@ -10,21 +10,21 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from semievol.answers import normalize_target
 from semievol.columns import Fields
 from semievol.config import RunConfig
+from semievol.cutting import LeftOut, cut_rows, draw_max_rows, draw_splits, settle_labels
 from semievol.drafts import Drafts, Log, Rejected, RowIds, check_bad_fraction, read_sources
 from semievol.duplicates import Duplicate, find_conflicts, find_duplicates, find_duplicates_within
 from semievol.errors import DataError
-from semievol.read_rows import SPLITS, ReadRow, ReadRows
-from semievol.splitting import assign_parts, draw_rows, make_generator, split_counts
-from semievol.spool import Positions, Spool, View
+from semievol.read_rows import ReadRow, ReadRows
+from semievol.spool import Joined, Positions, Spool, View
 from semievol.types import Example, Gold, SplitName, TaskFacts, choice_letter
 
 _FILL_IN = "fill it in, or remove the row"
@@ -50,8 +50,18 @@ class RowCounts(NamedTuple):
     rejected: int
     duplicate: int
     not_drawn: int
-    """Left out by `max_rows`, `max_labeled`, `max_unlabeled`, `max_test` or by split counts."""
+    """Left out by `max_rows`, `max_labeled`, `max_unlabeled`, `max_test`, split counts, or for a group in test."""
     kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotDrawn:
+    """A good row that the run does not use: where it stands and the key, or the row, that leaves it out."""
+
+    id: str
+    file: str
+    line: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,7 @@ class LoadedData:
     """Targets that unlabelled rows carried, in the order of `unlabeled`; for the sealed file only."""
     rejected: tuple[Rejected, ...]
     duplicates: Sequence[Duplicate]
+    not_drawn: Sequence[NotDrawn]
     facts: TaskFacts
     notes: tuple[str, ...]
     target_counts: Mapping[SplitName, Mapping[str, int]]
@@ -110,15 +121,16 @@ def load_examples(
     from_zero = _files_that_count_from_zero(drafts, log)
     rows = _read_targets(drafts, ids, facts, from_zero, log)
     del drafts, ids
-    left = _draw_max_rows(rows, np.arange(len(rows.read)), config)
+    left_out: LeftOut = {}
+    left = draw_max_rows(rows, config, left_out)
     if count_prompt is not None and max_prompt_tokens is not None:
         left = _check_lengths(rows, left, facts, count_prompt, max_prompt_tokens, log)
     check_bad_fraction(log)
     left, duplicates = _drop_duplicates(rows, left, facts, log)
     n_duplicates = len(duplicates) if config.data.duplicates == "drop" else 0
-    splits = _cut(rows, left, log) if config.data.path is not None else rows.by_split(left)
-    facts, splits, unread = _settle_labels(facts, rows, splits, log)
-    splits = _draw_splits(rows, splits, config)
+    splits = cut_rows(rows, left, log, left_out) if config.data.path is not None else rows.by_split(left)
+    facts, splits, unread = settle_labels(facts, rows, splits, log)
+    splits = draw_splits(rows, splits, config, left_out)
     _check_left(splits, n_duplicates, log)
     return LoadedData(
         labeled=rows.labeled(splits["labeled"]),
@@ -127,6 +139,7 @@ def load_examples(
         gold=View(rows.read, rows.with_gold(splits["unlabeled"], unread), ReadRow.gold),
         rejected=tuple(log.rejected),
         duplicates=duplicates,
+        not_drawn=Joined(*(View(rows.read, at, partial(_not_drawn, reason=why)) for why, at in left_out.items())),
         facts=facts,
         notes=tuple(log.notes),
         target_counts={name: _count_targets(rows, splits[name], config) for name in ("labeled", "test")},
@@ -240,25 +253,6 @@ def _explain(error: DataError, row_id: str) -> tuple[str, str]:
     return (reason, remedy) if colon else (text, _TARGET_REMEDY)
 
 
-def _draw_max_rows(rows: ReadRows, left: Positions, config: RunConfig) -> Positions:
-    limit = config.data.max_rows
-    if limit is None:
-        return left
-    codes = np.asarray(rows.split_codes)[left]
-    drawn = [
-        _draw(rows, left[codes == code], limit, config, name=f"{split}:rows", stratified=split == "labeled")
-        for code, split in ((-1, None), *enumerate(SPLITS))
-    ]
-    return np.concatenate(drawn)
-
-
-def _draw(rows: ReadRows, left: Positions, n: int, config: RunConfig, *, name: str, stratified: bool) -> Positions:
-    closed = config.task.type in ("choice", "label")
-    classes = [row.target for row in rows.at(left)] if stratified and closed else [None] * len(left)
-    drawn: Positions = left[draw_rows(classes, n, make_generator(config.data_seed, name))]
-    return drawn
-
-
 def _check_lengths(
     rows: ReadRows, left: Positions, facts: TaskFacts, count_prompt: CountPrompt, max_prompt_tokens: int, log: Log
 ) -> Positions:
@@ -311,98 +305,8 @@ def _positions_of(duplicates: Iterable[Duplicate], rows: ReadRows, order: Positi
     return np.asarray(found, dtype=np.int64)
 
 
-def _cut(rows: ReadRows, left: Positions, log: Log) -> dict[SplitName, Positions]:
-    """Cut the rows of one file; those without a target are unlabelled."""
-    config = log.config
-    generator = make_generator(config.data_seed, "split")
-    has_none = rows.lacks_target(left)
-    with_target, without = np.flatnonzero(~has_none), np.flatnonzero(has_none)
-    counts = split_counts(config.data.split, n_with_target=len(with_target), n_without=len(without))
-    closed = config.task.type in ("choice", "label")
-    groups: list[str | None] = []
-    classes: list[str | None] = []
-    known: dict[str | None, str | None] = {}
-    for row in rows.at(left):
-        groups.append(known.setdefault(row.example.group, row.example.group))
-        if row.target is not None:
-            classes.append(known.setdefault(row.target, row.target) if closed else None)
-    parts = assign_parts(classes, [groups[i] for i in with_target], counts=counts, generator=generator, cover=0)
-    codes = np.full(len(left), -1, dtype=np.int8)
-    for i, part in zip(with_target, parts, strict=True):
-        codes[i] = -1 if part is None else part
-    if config.data.split.unlabeled > 1:
-        n_free = int(config.data.split.unlabeled) - counts[1]
-        without = without[draw_rows([None] * len(without), n_free, generator)]
-    codes[without] = SPLITS.index("unlabeled")
-    n_left_out = _check_groups(groups, codes)
-    if len(with_target) < len(left):
-        log.notes.append(_note_missing_targets(codes, has_none, n_left_out, log))
-    return {name: left[codes == code] for code, name in enumerate(SPLITS)}
-
-
-def _check_groups(groups: Sequence[str | None], codes: NDArray[np.int8]) -> int:
-    """Rows without a target follow no group, so they leave if theirs stands in test; returns how many do."""
-    n_left_out = 0
-    tested = {group for group, code in zip(groups, codes, strict=True) if code == SPLITS.index("test")} - {None}
-    for i, group in enumerate(groups):
-        if codes[i] == SPLITS.index("unlabeled") and group in tested:
-            codes[i] = -1
-            n_left_out += 1
-    return n_left_out
-
-
-def _note_missing_targets(codes: NDArray[np.int8], has_none: NDArray[np.bool_], n_left_out: int, log: Log) -> str:
-    unlabeled = codes == SPLITS.index("unlabeled")
-    n_none, n_used, n_filled = (int(mask.sum()) for mask in (has_none, unlabeled & has_none, unlabeled & ~has_none))
-    parts = [f"{n_used:,} are among the unlabelled rows"]
-    if n_filled:
-        parts[0] += f", with {n_filled:,} whose target is sealed"
-    if n_left_out:
-        parts.append(
-            f"{n_left_out:,} were left out, as rows of their group are in test (data.columns.group '' ignores groups)"
-        )
-    if n_used + n_left_out < n_none:
-        parts.append(f"{n_none - n_used - n_left_out:,} were not drawn")
-    return f"{log.config.data.path}: {n_none:,} rows have no target: {', '.join(parts)}"
-
-
-def _settle_labels(
-    facts: TaskFacts, rows: ReadRows, splits: dict[SplitName, Positions], log: Log
-) -> tuple[TaskFacts, dict[SplitName, Positions], frozenset[str | None]]:
-    """After the cut of one file, take the labels from its labelled part alone, as for separate files.
-
-    Also returns the labels that no labelled row has: a target that is one of them is no gold.
-    """
-    config = log.config
-    if config.data.path is None or config.task.type != "label" or config.task.labels is not None:
-        return facts, splits, frozenset()
-    labels = {row.target for row in rows.at(splits["labeled"])}
-    settled = TaskFacts(labels=tuple(label for label in facts.labels if label in labels))
-    is_known = np.ones(len(splits["test"]), dtype=bool)
-    for i, row in enumerate(rows.at(splits["test"])):
-        if row.target not in labels:
-            is_known[i] = False
-            reason = "no labelled row has this label"
-            remedy = "list all labels in task.labels, or enlarge data.split.labeled"
-            log.reject(row.place, row.place.target_field, row.target, reason, remedy)
-    check_bad_fraction(log)
-    unknown = Counter(
-        row.target for row in rows.at(splits["unlabeled"]) if row.target is not None and row.target not in labels
-    )
-    if unknown:
-        log.notes.append(f"{unknown.total()} unlabelled rows carry a label that no labelled row has; they have no gold")
-    return settled, splits | {"test": splits["test"][is_known]}, frozenset(unknown)
-
-
-def _draw_splits(rows: ReadRows, splits: dict[SplitName, Positions], config: RunConfig) -> dict[SplitName, Positions]:
-    data = config.data
-    limits = {"labeled": data.max_labeled, "unlabeled": data.max_unlabeled, "test": data.max_test}
-    return {
-        name: left
-        if (n := limits[name]) is None
-        else _draw(rows, left, n, config, name=name, stratified=name == "labeled")
-        for name, left in splits.items()
-    }
+def _not_drawn(row: ReadRow, *, reason: str) -> NotDrawn:
+    return NotDrawn(row.example.id, row.place.file, row.place.line, reason)
 
 
 def _check_left(splits: Mapping[SplitName, Positions], n_duplicates: int, log: Log) -> None:

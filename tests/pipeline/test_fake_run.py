@@ -14,6 +14,7 @@ from semievol.artifacts import SEALED_GOLD, RunDir
 from semievol.backends.fake import FakeGenerator, FakeTokens
 from semievol.backends.host_memory import peak_bytes
 from semievol.errors import ArtifactError, ConfigError
+from semievol.loading import NotDrawn
 from semievol.pipeline import STAGES, plan_steps, run
 from semievol.prompts import PromptBuilder
 from semievol.stage import SilentReporter
@@ -67,6 +68,18 @@ def test_run_accounts_for_every_row(make_config):
     assert sum(rows[k] for k in parts) == 144
     assert sum(f["n"] for f in rows["fates"]) == rows["n_unlabeled"] == 80
     assert {f["fate"] for f in rows["fates"]} >= {"kept", "select"}
+
+
+def test_rows_that_are_not_drawn_stand_in_a_file_of_their_own(make_config):
+    config = make_config()
+    data = config.data.model_copy(update={"max_unlabeled": 30})
+    run_dir = run(config.model_copy(update={"data": data}), until_stage="data")
+    used = {row.id for row in run_dir.read_records("data/unlabeled", Example)}
+    left_out = list(run_dir.read_records("data/not_drawn", NotDrawn))
+    assert len(used) == 30
+    assert len(left_out) == run_dir.read_json("data/counts")["n_not_drawn"] == 50
+    assert {row.reason for row in left_out} == {"data.max_unlabeled"}
+    assert not used & {row.id for row in left_out}
 
 
 def test_row_whose_justification_does_not_fit_is_dropped_and_the_others_go_on(make_config, tmp_path):

@@ -406,6 +406,32 @@ def test_load_examples_max_rows_limits_each_file(tmp_path: Path) -> None:
     assert (len(data.labeled), len(data.unlabeled)) == (9, 9)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_load_examples_every_row_ends_in_one_place(tmp_path: Path, seed: int) -> None:
+    rows = [json.loads(line) | {"id": f"r{i}", "group": f"g{i // 3}"} for i, line in enumerate(numbered(120))]
+    for row in rows[::7]:
+        row["label"] = ""
+    rows[5]["text"] = rows[6]["text"]
+    rows[50]["text"] = ""
+    split = {"labeled": 20, "unlabeled": 60, "test": 20}
+    limits = {"max_rows": 110, "max_labeled": 15, "max_unlabeled": 40, "max_bad_fraction": 0.5}
+    data = load(tmp_path, "label", path=jsonl(*rows), split=split, seed=seed, **limits)
+    used = [row.id for row in (*data.labeled, *data.unlabeled, *data.test)]
+    left_out = {row.id: row.reason for row in data.not_drawn}
+    dropped = [row.id for row in data.duplicates]
+    bad = [f"r{row.line - 1}" for row in data.rejected]
+    assert sorted([*used, *left_out, *dropped, *bad]) == sorted(row["id"] for row in rows)
+    assert len(data.not_drawn) == len(left_out) == data.counts.not_drawn
+    assert all(row.line == int(row.id[1:]) + 1 for row in data.not_drawn)
+    counts = Counter(left_out.values())
+    in_test = {row.group for row in data.test}
+    group_of = {row["id"]: row["group"] for row in rows}
+    for_group = [row_id for row_id, reason in left_out.items() if reason == "rows of its group are in test"]
+    assert all(group_of[row_id] in in_test for row_id in for_group)
+    assert counts["data.max_rows"] == 120 - len(bad) - 110
+    assert set(counts) >= {"data.max_rows", "data.max_labeled", "data.max_unlabeled", "data.split"}
+
+
 def test_load_examples_numbers_and_gsm8k_answers(tmp_path: Path) -> None:
     labeled = jsonl({"question": "one", "answer": "So 40 + 2.\n#### 42"}, {"question": "two", "answer": 7.0})
     data = load(tmp_path, "number", labeled=labeled, unlabeled=jsonl({"question": "three", "answer": "unclear"}))

@@ -1,8 +1,8 @@
 """Read, check and split the rows; find duplicates; seal the targets of the unlabelled rows.
 
 Reads   the files of the config
-Writes  data/labeled, data/unlabeled, data/test, data/sealed_gold, data/rejected, data/duplicates, data/task,
-data/counts
+Writes  data/labeled, data/unlabeled, data/test, data/sealed_gold, data/rejected, data/duplicates, data/not_drawn,
+data/task, data/counts
 
 After this stage no artifact but data/sealed_gold holds a target of an unlabelled row, and only `evaluate` may open it.
 """
@@ -16,7 +16,7 @@ from semievol.answering import max_tokens
 from semievol.artifacts import SEALED_GOLD, content_hash, file_hash
 from semievol.drafts import Rejected
 from semievol.duplicates import Duplicate
-from semievol.loading import LoadedData, load_examples
+from semievol.loading import LoadedData, NotDrawn, load_examples
 from semievol.prompts import PromptBuilder
 from semievol.stage import Stage, StageContext, StageStats
 from semievol.tables import is_saved_dataset, locate_source
@@ -76,6 +76,7 @@ def run(ctx: StageContext) -> StageStats:
     ctx.write(SEALED_GOLD, loaded.gold, Gold)
     ctx.write("data/rejected", loaded.rejected, Rejected)
     ctx.write("data/duplicates", loaded.duplicates, Duplicate)
+    ctx.write("data/not_drawn", loaded.not_drawn, NotDrawn)
     ctx.write_json("data/task", asdict(loaded.facts))
     counts: dict[str, Any] = {
         "n_read": loaded.counts.read,
@@ -105,6 +106,7 @@ STAGE = Stage(
         SEALED_GOLD,
         "data/rejected",
         "data/duplicates",
+        "data/not_drawn",
         "data/task",
         "data/counts",
     ),
