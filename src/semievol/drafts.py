@@ -46,6 +46,28 @@ class Rejected:
     """None: of the one file, before it was split."""
 
 
+class Doubts:
+    """Collects the rows of a table that may be read wrongly."""
+
+    def __init__(self, source: str) -> None:
+        self._source, self._first, self._n = source, "", 0
+
+    def see(self, row: RawRow | BadRow) -> None:
+        """Count a row if it is doubtful."""
+        if isinstance(row, RawRow) and row.doubt:
+            self._n += 1
+            self._first = self._first or f"line {row.line}, {row.doubt}"
+
+    def notes(self) -> list[str]:
+        """What to tell the user; empty where nothing is doubtful."""
+        if not self._n:
+            return []
+        others = f" (so in {self._n} rows)" if self._n > 1 else ""
+        return [
+            f"{self._source}, {self._first}{others}: if it does not belong there, close the quote in the first line"
+        ]
+
+
 class Place(NamedTuple):
     """Where a row stands."""
 
@@ -138,8 +160,10 @@ def _read_source(
         log.notes += notes
         _check_target_column(columns, names, source, split)
     n_nan = 0
+    doubts = Doubts(source)
     for row in chain(first, stream):
         log.n_read += 1
+        doubts.see(row)
         if isinstance(row, BadRow) or columns is None:
             fault = (
                 row if isinstance(row, BadRow) else BadRow(row.line, "row", "{}", "the row names no field", "remove it")
@@ -158,6 +182,7 @@ def _read_source(
                 continue
         value = "" if split == "unlabeled" and fault.field not in _kept_columns(columns) else shorten(fault.value)
         log.rejected.append(Rejected(source, fault.line, fault.field, value, fault.reason, fault.remedy, split))
+    log.notes += doubts.notes()
     if n_nan:
         log.notes.append(
             f"{source}: {n_nan} options that are NaN (a 'None' that pandas lost) are read as the text None"

@@ -28,6 +28,7 @@ from semievol.answered import ColumnTypes, check_output, needs_types, open_write
 from semievol.answering import answers_exactly, max_tokens, predict_exactly, predict_greedily, wanted_top_logprobs
 from semievol.columns import Columns, FieldError, Fields, read_fields, resolve_columns
 from semievol.config import AnswerType, ColumnsConfig, RunConfig
+from semievol.drafts import Doubts
 from semievol.errors import ConfigError, DataError
 from semievol.prompts import PromptBuilder
 from semievol.runs import FinishedRun, open_run
@@ -124,9 +125,9 @@ def predict_file(
     run = open_run(run_path)
     model = run.model()
     types = ColumnTypes(input_path) if needs_types(output_path) else None
-    names, n_rows = _scan(input_path, run.config, types)
+    names, n_rows, doubts = _scan(input_path, run.config, types)
     columns, task_type, notes = find_input_columns(run, names, input_path)
-    for note in notes:
+    for note in doubts + notes:
         reporter.note(note)
     prefix = _free_prefix(names)
     given = dict.fromkeys(names) | (types.find() if types is not None else {})
@@ -213,19 +214,21 @@ def _free_prefix(names: Sequence[str]) -> str:
     return next(prefix for n in count(1) if is_free(prefix := "predicted_" if n == 1 else f"predicted_{n}_"))
 
 
-def _scan(source: str, config: RunConfig, types: ColumnTypes | None) -> tuple[list[str], int]:
-    """All column names, in order of appearance, and the number of rows; `types` sees every row that can be read."""
+def _scan(source: str, config: RunConfig, types: ColumnTypes | None) -> tuple[list[str], int, list[str]]:
+    """All column names in their order, the number of rows, and notes; `types` sees every row that can be read."""
     names: dict[str, None] = {}
-    n_rows = 0
+    n_rows, doubts = 0, Doubts(source)
     for window in cut_windows(read_table(source, hub_split=config.data.hub_split), WINDOW):
         n_rows += len(window)
+        for row in window:
+            doubts.see(row)
         values = [row.values for row in window if isinstance(row, RawRow)]
         names.update((name, None) for row in values for name in row)
         if types is not None:
             types.add(values)
     if not names:
         raise DataError(f"{source}: none of its {n_rows} rows can be read")
-    return list(names), n_rows
+    return list(names), n_rows, doubts.notes()
 
 
 def find_input_columns(run: FinishedRun, names: Sequence[str], source: str) -> tuple[Columns, AnswerType, list[str]]:

@@ -355,6 +355,8 @@ class RawRow(NamedTuple):
     line: int
     """1-based: the physical line on which the record starts (text formats, header included), else the row number."""
     values: dict[str, Any]
+    doubt: str = ""
+    """Why the row may be read wrongly; empty where nothing speaks for it."""
 
 
 class BadRow(NamedTuple):

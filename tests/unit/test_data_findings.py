@@ -147,6 +147,60 @@ def test_csv_multi_line_record_with_too_many_fields_is_one_bad_row(tmp_path: Pat
     assert (bad.value, good) == ("3 fields", RawRow(4, {"q": "two", "a": "2"}))
 
 
+@pytest.mark.parametrize(
+    ("name", "lines", "bad"),
+    [
+        ("a.csv", ["id,q,a", '1,"foo,A', "2,bar,B", '3,TV 42",C', "4,z,A"], [2, 4]),
+        ("a.csv", ["id,q,a", '1,"foo,A', '2,"",B', "3,bar,C", '4,"x, y",C'], [2]),
+        ("a.csv", ["id,q,a", '"0",foo,"A', "1,bar,B", '2,x,TV 42"', "3,z,A"], [2, 4]),
+        ("a.tsv", ["q\ta", '"foo\tA', '42"\tB', "z\tA"], [2, 3]),
+    ],
+)
+def test_csv_a_later_quote_of_the_same_column_swallows_nothing(
+    tmp_path: Path, name: str, lines: list[str], bad: list[int]
+) -> None:
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    rows = list(read_table(str(tmp_path / name)))
+    assert [row.line for row in rows] == list(range(2, len(lines) + 1))
+    assert [row.line for row in rows if isinstance(row, BadRow)] == bad
+
+
+@pytest.mark.parametrize("text", ["Dear Sir,\nI am, as ever, yours", "a, b\nc, d\ne, f\ng, h\ni", "1\n2\n3\n4,"])
+def test_csv_lines_of_a_text_are_no_rows(tmp_path: Path, text: str) -> None:
+    rows = read_csv(tmp_path, f'q,a\n"{text}",A\nz,B\n')
+    assert [row.values for row in rows if isinstance(row, RawRow)] == [{"q": text, "a": "A"}, {"q": "z", "a": "B"}]
+    assert not any(row.doubt for row in rows if isinstance(row, RawRow))
+
+
+def test_csv_a_text_that_may_be_rows_is_read_and_noted(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text('text,label\n"where is it,a\nTV 42",b\nwhat is it,a\nwho is it,b\n')
+    unlabeled = write(tmp_path / "u.jsonl", {"text": "where"})
+    data = load("label", labeled=str(path), unlabeled=unlabeled)
+    assert [row.question for row in data.labeled] == ["where is it,a\nTV 42", "what is it", "who is it"]
+    (note,) = [note for note in data.notes if "looks like a row" in note]
+    assert note.startswith(f"{path}, line 2, one quoted field goes on to line 3")
+
+
+def test_csv_a_row_without_its_last_field_makes_no_row_of_its_text(tmp_path: Path) -> None:
+    bad, good = read_csv(tmp_path, 'q,a\n"Hello, world\nfirst, second\nend"\nq2,a2\n')
+    assert isinstance(bad, BadRow)
+    assert (bad.value, good) == ("1 fields", RawRow(5, {"q": "q2", "a": "a2"}))
+
+
+def test_csv_lines_that_lost_their_outer_quotes_are_not_each_read_to_the_end(tmp_path: Path) -> None:
+    n = 20_000
+    # a scan to the end of the file for each row would give it up
+    rows = read_csv(tmp_path, "id,text,label\n" + '7","some text","lab\n' * n)
+    assert len(rows) == n
+    assert all(isinstance(row, BadRow) for row in rows)
+
+
+def test_csv_quotes_that_nothing_closes_give_the_file_up(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"table\.csv, line \d+: so many rows open a quote"):
+        read_csv(tmp_path, "text\n" + '7","some text","lab\n' * 3000)
+
+
 cells = st.text(st.sampled_from('ab ",\n\u00e9'), max_size=6)
 
 
