@@ -87,10 +87,22 @@ class ColumnTypes:
             found = pa.array(values, type=self._given.get(name)).type
             if pa.types.is_integer(found) and any(abs(value) > 2**53 for value in values if value is not None):
                 self._large.add(name)  # as floats they would lose digits
-            schemas = [pa.schema([(name, kind)]) for kind in (self._found.get(name, found), found)]
+            kinds = (self._found.get(name, found), found)
+            schemas = [pa.schema([(name, kind)]) for kind in kinds]
             self._found[name] = pa.unify_schemas(schemas, promote_options="permissive").field(name).type
+            if pa.types.is_nested(found) and _count_integers(self._found[name]) < max(map(_count_integers, kinds)):
+                self._mixed.add(name)  # integers inside became floats
         except (pa.ArrowException, *_UNFIT):
             self._mixed.add(name)
+
+
+def _count_integers(kind: Any) -> int:
+    """Columns of integers inside a nested type."""
+    import pyarrow as pa
+
+    if not pa.types.is_nested(kind):
+        return int(pa.types.is_integer(kind))
+    return sum(_count_integers(kind.field(i).type) for i in range(kind.num_fields))
 
 
 _UNFIT = (OverflowError, TypeError, ValueError)

@@ -644,7 +644,7 @@ class OpenAITrainerConfig(EndpointConfig):
             return value
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(text) from None
         if not math.isfinite(number) or number <= 0 or (whole and number != int(number)):
             raise ValueError(text)
@@ -1149,7 +1149,7 @@ class _Loader(yaml.SafeLoader):
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         first: dict[tuple[str, str], yaml.Node] = {}
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             other = first.setdefault((key.tag, key.value), key)
             if other is not key:

@@ -285,7 +285,9 @@ def _drop_duplicates(
         examples = rows.labeled(np.concatenate([splits["labeled"], splits["test"]]))
     found = Spool(Duplicate, folder=log.folder, records=duplicates)
     conflicts = find_conflicts(found, examples)
-    if conflicts:
+    if conflicts and data.path is not None:  # which ones would tell targets of rows that become unlabelled
+        log.notes.append(f"{len(conflicts)} rows with a target repeat a row that has another one")
+    elif conflicts:
         shown = ", ".join(f"{c.id} and {c.of_id}" for c in conflicts[:5])
         log.notes.append(f"{len(conflicts)} labelled rows repeat a row that has another target: {shown}")
     return (left[~np.isin(left, _positions_of(found, rows, order))] if drop else left), found

@@ -26,6 +26,7 @@ from semievol.sft import TRAINED_IN
 from semievol.sharing import SharedSteps
 from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
 from semievol.stages import adapt, control, data, evaluate, evolve, justify, propagate, report, retrieve, select, warmup
+from semievol.tables import locate_source
 
 STAGES: tuple[Stage, ...] = (
     data.STAGE,
@@ -92,8 +93,8 @@ def run(
     _refuse_part_of_comparison(run_dir.path)
     steps = plan_steps(config)
     again = [] if from_stage is None else steps[find_step(steps, from_stage) :]
-    last = len(steps) - 1 if until_stage is None else find_step(steps, until_stage)
-    run_steps(config, run_dir, steps[: last + 1], reporter=reporter, again=[s.name for s in again])
+    last = steps[-1] if until_stage is None else steps[find_step(steps, until_stage)]
+    run_steps(config, run_dir, steps, reporter=reporter, again=[s.name for s in again], until=last)
     return run_dir
 
 
@@ -142,6 +143,7 @@ def run_steps(
     reporter: Reporter | None = None,
     shared: SharedSteps | None = None,
     again: Sequence[str] = (),
+    until: Step | None = None,
 ) -> None:
     """Run those of `steps` that are not done yet; each reads what the ones before it wrote.
 
@@ -151,7 +153,8 @@ def run_steps(
         steps: In order.
         reporter: What a person sees; None shows nothing.
         shared: Finished steps of other folders: one with the same fingerprint is taken over in the place of a run.
-        again: Names of steps that run even if they are done.
+        again: Names of steps that run even if they are done; they count as not done from the start.
+        until: The last one that runs; None: all do. Later ones that are not done under `config` are forgotten.
 
     Raises:
         SemiEvolError: Whatever a stage raises, and what it raised in another folder of `shared`.
@@ -163,13 +166,13 @@ def run_steps(
         shown = reporter or SilentReporter()
         try:
             with hosted_notes(shown.note), clear_disk_errors(run_dir.path):
-                _run_locked(config, run_dir, backends, shown, steps, shared, again)
+                _run_locked(config, run_dir, backends, shown, steps, shared, again, until)
         finally:
             backends.close()
 
 
 def refuse_foreign_files(config: RunConfig, run_dir: RunDir) -> None:
-    """Raises ConfigError if the run would write over a data file, or over files of another tool."""
+    """Raises ConfigError if the run would write over a data file or files of another tool, or cannot see its folder."""
     ours = {run_dir.path / name for name in (*LOOSE, MANIFEST)}
     for step in plan_steps(config):
         folder = f"round-{step.round}/" if step.stage.name in ROUND_STAGES else ""
@@ -179,15 +182,21 @@ def refuse_foreign_files(config: RunConfig, run_dir: RunDir) -> None:
     resolved = {path.resolve() for path in ours}
     for key in ("path", "labeled", "unlabeled", "test"):
         source = getattr(config.data, key)
-        if source is not None and Path(source).expanduser().resolve() in resolved:
+        if source is not None and locate_source(source)[1].resolve() in resolved:
             raise ConfigError(f"data.{key}: the run would write over {source}; set another output_dir")
-    if not (run_dir.path / CONFIG).is_file():
+    try:
+        if (run_dir.path / CONFIG).is_file():
+            return
         foreign = sorted(path.relative_to(run_dir.path).as_posix() for path in ours if path.exists())
-        if foreign:
-            raise ConfigError(
-                f"output_dir: {run_dir.path} is not the folder of a run, and holds files that a run would write over: "
-                f"{', '.join(foreign)}; name another folder"
-            )
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {run_dir.path} cannot be used ({error.strerror}); name another folder"
+        ) from error
+    if foreign:
+        raise ConfigError(
+            f"output_dir: {run_dir.path} is not the folder of a run, and holds files that a run would write over: "
+            f"{', '.join(foreign)}; name another folder"
+        )
 
 
 class _Start:
@@ -225,14 +234,16 @@ def _run_locked(
     steps: Sequence[Step],
     shared: SharedSteps | None,
     again: Sequence[str],
+    until: Step | None,
 ) -> None:
     fingerprints = fingerprint_steps(config, run_dir, backends, steps)
     left = _steps_to_run(config, run_dir, steps, fingerprints) | set(again)
     start = _Start(config, run_dir, left)
-    if not (run_dir.path / CONFIG).is_file():
+    if again or not (run_dir.path / CONFIG).is_file():
         start()
-    stages = {step.stage.name for step in steps}
-    for step in steps:
+    due = steps if until is None else steps[: steps.index(until) + 1]
+    stages = {step.stage.name for step in due}
+    for step in due:
         fingerprint = fingerprints[step.name]
         if step.name not in left:
             reporter.done(step.name, "done before", 0.0)

@@ -81,7 +81,10 @@ def check_tuning(config: RunConfig, today: date) -> list[str]:
 def check_folder(config: RunConfig) -> tuple[list[str], list[str], list[str]]:
     """Faults and warnings about the run folder, and the stages in it that are done."""
     path = Path(config.output_dir)
-    parent = next(folder for folder in (path, *path.resolve().parents) if folder.exists())
+    try:
+        parent = next(folder for folder in (path, *path.resolve().parents) if folder.exists())
+    except OSError as error:
+        return [f"output_dir: {path} cannot be used ({error.strerror}); name another folder"], [], []
     if not parent.is_dir():
         return [f"output_dir: {parent} is a file; name another folder"], [], []
     try:

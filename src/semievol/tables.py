@@ -29,6 +29,9 @@ FORMATS = (
     "CSV (.csv, .tsv), JSONL (.jsonl, .ndjson), a JSON array (.json), Parquet (.parquet), a saved `datasets` folder"
 )
 
+DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
+"""Files beside the tables of a folder that `save_to_disk` of the library `datasets` wrote."""
+
 _BATCH_ROWS = 1024
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
@@ -61,17 +64,29 @@ def read_table(source: str, *, hub_split: str = "train") -> Iterator[RawRow | Ba
 
 
 def locate_source(source: str) -> tuple[str, Path, str | None]:
-    """Name of a source without its split, where it lies if it lies here (`~` is the home folder), and its split."""
-    path = Path(source).expanduser()
+    """Name of a source without its split, where it lies if it lies here (`~` is the home folder), and its split.
+
+    Raises:
+        DataError: If it is no path that a system could have.
+    """
+    if "\0" in source:
+        raise DataError(f"{source!r}: holds a NUL character; correct the path")
     name, colon, asked = source.partition(":")
-    if not path.exists() and colon and asked and "/" not in asked and "\\" not in asked:
-        return name, Path(name).expanduser(), asked
+    try:
+        path, without_split = Path(source).expanduser(), Path(name).expanduser()
+        is_here = path.exists()
+    except RuntimeError as error:  # ~ of a user that is not there
+        raise DataError(f"{source}: {error}; write the folder out") from error
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror}; check the path and its permissions") from error
+    if not is_here and colon and asked and "/" not in asked and "\\" not in asked:
+        return name, without_split, asked
     return source, path, None
 
 
 def is_saved_dataset(folder: Path) -> bool:
     """Whether `save_to_disk` of the library `datasets` wrote the folder."""
-    return any((folder / name).exists() for name in ("dataset_info.json", "state.json", "dataset_dict.json"))
+    return any((folder / name).exists() for name in DATASET_FILES)
 
 
 def _check_not_empty(rows: Iterator[RawRow | BadRow], source: str) -> Iterator[RawRow | BadRow]:

@@ -10,8 +10,10 @@ from semievol import pipeline
 from semievol.artifacts import CONFIG, RunDir
 from semievol.backends.fake import FakeTrainer
 from semievol.cli import run_app
+from semievol.demo.running import prepare_demo
 from semievol.errors import ArtifactError, ConfigError, DataError, TrainingError
 from semievol.runs import open_run
+from semievol.stages import data, evaluate
 from semievol.summary import status_of
 from tests.pipeline.conftest import write_task
 
@@ -58,6 +60,44 @@ def test_rerun_that_stops_forgets_what_was_of_other_data(make_config, tmp_path, 
     assert status_of(run_dir.path)["finished"]
 
 
+@pytest.mark.parametrize("stage", ["data", "evaluate"])
+def test_stages_that_were_to_run_again_still_do_after_an_interruption(make_config, monkeypatch, stage):
+    run_dir = pipeline.run(make_config())
+    before = files_of(run_dir.path)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(data if stage == "data" else evaluate, "load" if stage == "data" else "predict_rows", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(make_config(), from_stage=stage)
+    assert stage not in run_dir.manifest()
+    assert not status_of(run_dir.path)["finished"]
+    pipeline.run(make_config())
+    assert status_of(run_dir.path)["finished"]
+    after = files_of(run_dir.path)
+    assert set(after) == set(before)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed <= {"manifest.json", "results.json", "report.html"}  # they hold seconds
+
+
+def test_stages_behind_the_last_one_asked_for_do_not_count_under_other_settings(make_config):
+    run_dir = pipeline.run(make_config())
+    task = make_config().task.model_copy(update={"instruction": "Loud"})
+    pipeline.run(make_config().model_copy(update={"task": task}), until_stage="warmup")
+    assert set(run_dir.manifest()) == {"data", "warmup"}
+    assert not status_of(run_dir.path)["finished"]
+    assert not (run_dir.path / "results.json").exists()
+
+
+def test_stopping_early_under_the_same_settings_forgets_nothing(make_config):
+    run_dir = pipeline.run(make_config())
+    before = files_of(run_dir.path)
+    pipeline.run(make_config(), until_stage="warmup")
+    assert files_of(run_dir.path) == before
+
+
 def test_setting_without_effect_is_stored_and_nothing_runs_again(make_config):
     run_dir = pipeline.run(make_config())
     before = run_dir.manifest()
@@ -92,6 +132,51 @@ def test_data_files_are_not_written_over(make_config, task_files, tmp_path, caps
     assert run_app(["check", str(config)]) == 2
     assert "would write over" in " ".join(capsys.readouterr().out.split())
     assert run_dir.file("data/unlabeled").read_bytes() == before
+
+
+def test_own_rows_with_a_split_are_not_written_over(make_config, tmp_path):
+    run_dir = pipeline.run(make_config())
+    before = files_of(run_dir.path)
+    files = write_task(tmp_path) | {"labeled": f"{run_dir.path}/data/labeled.jsonl:train"}
+    with pytest.raises(ConfigError, match=r"data\.labeled: the run would write over"):
+        pipeline.run(make_config(data=files))
+    assert files_of(run_dir.path) == before
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "file/run"])
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_folder_that_cannot_be_is_one_clear_error(capsys, tmp_path, place, command):
+    (tmp_path / "file").touch()
+    config = tmp_path / "config.yaml"
+    fake = {"generator": {"type": "fake"}, "trainer": {"type": "fake"}, "embedder": {"type": "fake"}}
+    config.write_text(json.dumps({"data": write_task(tmp_path), **fake}))
+    assert run_app([command, str(config), f"output_dir={tmp_path}/{place}"]) in (1, 2)
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err + told.out
+    assert "another" in told.err + told.out
+
+
+@pytest.mark.parametrize("source", ["~nobody-is-called-so/x.csv", "a\0b.csv"])
+def test_path_that_no_system_has_is_one_clear_error(make_config, tmp_path, source):
+    with pytest.raises(DataError, match=r"write the folder out|correct the path"):
+        pipeline.run(make_config(data=write_task(tmp_path) | {"unlabeled": source}))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "input/test.csv", "manifest.json"])
+def test_demo_writes_over_no_file_of_another_tool(tmp_path, name):
+    (tmp_path / "input").mkdir()
+    (tmp_path / name).write_text("{}")
+    before = files_of(tmp_path)
+    with pytest.raises(ConfigError, match=name):
+        prepare_demo("tickets", seed=0, output_dir=tmp_path, overrides=[])
+    assert files_of(tmp_path) == before
+
+
+def test_demo_goes_on_in_its_own_folder(tmp_path):
+    first = prepare_demo("tickets", seed=0, output_dir=tmp_path, overrides=[])
+    before = files_of(tmp_path)
+    assert prepare_demo("tickets", seed=0, output_dir=tmp_path, overrides=[]) == first
+    assert files_of(tmp_path) == before
 
 
 def test_round_without_rows_is_said_and_the_run_ends(make_config):

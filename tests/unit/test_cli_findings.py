@@ -59,6 +59,13 @@ def test_a_fault_of_an_override_of_the_demo_names_the_override(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_merge_keys_may_stand_twice(config_file: Path) -> None:
+    bases = "warmup: &one {num_train_epochs: 2}\nevolve: &two {learning_rate: 0.1}\n"
+    config_file.write_text(f"{CONFIG}{bases}distill:\n  <<: *one\n  <<: *two\n")
+    config = load_config(config_file)
+    assert (config.distill.num_train_epochs, config.distill.learning_rate) == (2, 0.1)
+
+
 def test_merge_keys_may_set_a_key_again(config_file: Path) -> None:
     base = "warmup: &base {num_train_epochs: 1, learning_rate: 0.1}\nevolve: &next {<<: *base, num_train_epochs: 3}\n"
     config_file.write_text(f"{CONFIG}{base}distill: {{<<: *next, learning_rate: 0.2}}\n")

@@ -99,6 +99,13 @@ def test_a_fault_in_the_question_of_an_unlabelled_row_is_shown(tmp_path: Path) -
     assert data.rejected[0].value == "['x']"
 
 
+def test_rows_of_one_file_in_conflict_are_counted_without_their_names(tmp_path: Path) -> None:
+    rows = [{"id": f"r{i}", "text": f"what is word{i // 2}", "label": "ab"[i % 2]} for i in range(60)]
+    data = load("label", path=write(tmp_path / "all.jsonl", *rows), duplicates="keep")
+    (note,) = [note for note in data.notes if "repeat" in note]
+    assert note == "30 rows with a target repeat a row that has another one"
+
+
 # one stray quote costs one row
 
 
@@ -427,6 +434,9 @@ def test_a_change_in_a_saved_dataset_is_noticed(tmp_path: Path, suffix: str) -> 
     (saved / "train" / "data.arrow").write_bytes(b"one")
     before = fingerprint(f"{saved}{suffix}", "org/name")
     (saved / "train" / "cache-12ab.arrow").write_bytes(b"left by the library")
+    (saved / ".DS_Store").write_bytes(b"left by a file manager")
+    (saved / "run" / "data").mkdir(parents=True)
+    (saved / "run" / "data" / "labeled.jsonl").write_text("{}")
     assert fingerprint(f"{saved}{suffix}", "org/name") == before
     (saved / "train" / "data.arrow").write_bytes(b"other")
     after = fingerprint(f"{saved}{suffix}", "org/name")

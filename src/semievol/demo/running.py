@@ -13,14 +13,19 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from semievol.artifacts import RunDir
+from semievol.artifacts import RunDir, clear_disk_errors
 from semievol.config import RunConfig, apply_overrides, parse_config
 from semievol.errors import ConfigError
+from semievol.pipeline import refuse_foreign_files
+from semievol.read_rows import SPLITS
 
 TASKS = ("tickets", "docstrings")
 
 BATCH_SIZE = 8
 """Rows of an optimiser step."""
+
+_HEAD = "# semievol demo"
+"""What the config of a demo begins with."""
 
 
 class DemoRow(NamedTuple):
@@ -46,7 +51,7 @@ def prepare_demo(task: str, *, seed: int, output_dir: Path | None, overrides: Se
     """Write `input/*.csv` and `config.yaml` to the run folder and return the checked config.
 
     Raises:
-        ConfigError: If there is no such task, or an override does not fit.
+        ConfigError: If there is no such task, an override does not fit, or the folder holds files that no demo wrote.
     """
     if task not in TASKS:
         raise ConfigError(f"no demo task {task!r}; choose one of {', '.join(TASKS)}")
@@ -54,12 +59,30 @@ def prepare_demo(task: str, *, seed: int, output_dir: Path | None, overrides: Se
     run_dir = RunDir(output_dir or Path(f"runs/demo-{task}-seed-{seed}"))
     raw = demo_config(data, run_dir.path, seed=seed)
     config = parse_config(raw, overrides, source="demo config")
-    for split in ("labeled", "unlabeled", "test"):
-        run_dir.write_text(f"input/{split}.csv", _csv_text(getattr(data, split), data.options))
-    head = f"# semievol demo --task {task} --seed {seed}\n"
+    refuse_foreign_files(config, run_dir)
+    _refuse_foreign_config(run_dir)
     merged = apply_overrides(raw, overrides)
-    run_dir.write_text("config.yaml", head + yaml.safe_dump(merged, sort_keys=False, allow_unicode=True))
+    title = f"{_HEAD} --task {task} --seed {seed}\n"
+    # before the rows: where it stands they are ours
+    run_dir.write_text("config.yaml", title + yaml.safe_dump(merged, sort_keys=False, allow_unicode=True))
+    for split in SPLITS:
+        run_dir.write_text(f"input/{split}.csv", _csv_text(getattr(data, split), data.options))
     return config
+
+
+def _refuse_foreign_config(run_dir: RunDir) -> None:
+    path = run_dir.path / "config.yaml"
+    with clear_disk_errors(run_dir.path):
+        if path.is_file():
+            is_ours = path.read_bytes().startswith(_HEAD.encode())
+            foreign = [] if is_ours else [path.name]
+        else:
+            foreign = [f"input/{split}.csv" for split in SPLITS if (run_dir.path / f"input/{split}.csv").exists()]
+    if foreign:
+        raise ConfigError(
+            f"{run_dir.path} holds {', '.join(foreign)}, which no demo wrote and this one would write over; "
+            "name another folder (--output-dir)"
+        )
 
 
 def demo_config(data: DemoData, path: Path, *, seed: int) -> dict[str, Any]:
@@ -69,7 +92,7 @@ def demo_config(data: DemoData, path: Path, *, seed: int) -> dict[str, Any]:
         "seed": seed,
         "output_dir": str(path),
         "task": {"type": "choice", "instruction": data.instruction},
-        "data": {split: str(path / "input" / f"{split}.csv") for split in ("labeled", "unlabeled", "test")},
+        "data": {split: str(path / "input" / f"{split}.csv") for split in SPLITS},
         "model": {"path": "pocket"},
         "embedder": {"type": "sentence_transformers", "model": "minilm"},
         "retrieve": {"k": 1},  # prompt tokens are most of the demo's work

@@ -19,7 +19,7 @@ from semievol.duplicates import Duplicate
 from semievol.loading import LoadedData, NotDrawn, load_examples
 from semievol.prompts import PromptBuilder
 from semievol.stage import Stage, StageContext, StageStats
-from semievol.tables import is_saved_dataset, locate_source
+from semievol.tables import DATASET_FILES, is_saved_dataset, locate_source
 from semievol.types import Example, Gold, TaskFacts
 
 
@@ -43,14 +43,15 @@ def input_files(ctx: StageContext) -> list[Any]:
 
 
 def _hash_source(source: str) -> str | None:
-    """Of a file its hash, of a saved dataset that of the names and bytes of its files, of anything else None."""
+    """Of a file its hash, of a saved dataset that of the names and bytes of its own files, of anything else None."""
     _, path, _ = locate_source(source)
     if path.is_file():
         return _hash_once(path)
     if not (path.is_dir() and is_saved_dataset(path)):
         return None
     # cache-*.arrow is what the library itself leaves there when somebody works with the dataset
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.match("cache-*.arrow"))
+    tables = (p for p in path.rglob("*.arrow") if p.is_file() and not p.match("cache-*"))
+    files = sorted([*tables, *(p for name in DATASET_FILES for p in path.rglob(name))])
     return content_hash([(p.relative_to(path).as_posix(), _hash_once(p)) for p in files])
 
 
