@@ -95,11 +95,11 @@ def override(config: RunConfig, values: Mapping[str, Any], *, source: str) -> Ru
 
 
 def plan_arm(arm: Arm, config: RunConfig, *, use_gold: bool) -> list[Step]:
-    """All steps of an arm, in order; `config` is the arm's own. With `use_gold` its pseudo-labels are audited too."""
+    """All steps of an arm, in order; `config` is its own. With `use_gold` an audit of its pseudo-labels is the last."""
     names = [*arm.stages, "measure"]
     if config.adapt.enabled and "warmup" in names:
         names.insert(names.index("warmup"), "adapt")
-    if use_gold and "select" in arm.stages:
+    if use_gold and "select" in arm.stages and "control" not in arm.stages:  # the control only counts them
         names.append("audit")
     repeated = [ARM_STAGES[n] for n in names if n in ROUND_STAGES]
     steps: list[Step] = []

@@ -418,7 +418,7 @@ def test_gold_arms_need_to_be_asked_for(make_config, tmp_path):
 
 def test_audit_of_pseudo_labels_needs_use_gold(make_config, tmp_path):
     for use_gold in (False, True):
-        run_compare(make_config(), tmp_path / f"{use_gold}", ["sft", "semievol"], use_gold=use_gold)
+        run_compare(make_config(), tmp_path / f"{use_gold}", ["sft", "sft_matched", "semievol"], use_gold=use_gold)
     found = {p.parents[1].name for p in tmp_path.rglob("audit/audited.jsonl")}
     assert found == {"semievol"}
     assert not list((tmp_path / "False").rglob("audit"))
