@@ -63,7 +63,7 @@ def run(ctx: StageContext) -> StageStats:
     ctx.begin()
     ctx.run_dir.write_json("results", results)
     path = ctx.run_dir.write_text("report.html", draw_report(ctx.config, ctx.run_dir, results))
-    return {"report": str(path)}
+    return {"report": path.name}  # the folder may move
 
 
 STAGE = Stage(
