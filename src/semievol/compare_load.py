@@ -29,7 +29,7 @@ COUNTED_ONLY = ("retrieve", "propagate", "justify", "select", "evolve")
 """Steps that MATCHED runs to learn a number of optimiser steps alone, so that they are no cost of its model; nor is the
 warm-up where it starts from the base."""
 FINAL = ("evolve", "control", "distill")
-"""Trainings that give the model of an arm; the warm-up is one that other arms go on from."""
+"""Trainings that give the model of an arm; where there is none, the warm-up does."""
 
 ANSWER_TOKENS = ("prompt_tokens", "completion_tokens")
 COST_SUMS = ("seconds", "model_seconds", "prompt_tokens", "completion_tokens", "forward_passes", "train_tokens")
@@ -91,6 +91,7 @@ class ArmRun:
     def final_steps(self) -> int | None:
         """Optimiser steps of the training that gave the model, on top of a warm-up or afresh; None without one."""
         trained = [e for name, e in self.own_steps.items() if name.rpartition("/")[2] in FINAL]
+        trained = trained or [e for name, e in self.own_steps.items() if name == "warmup"]
         return int((trained[-1].get("stats") or {}).get("optimizer_steps") or 0) if trained else None
 
     @property
@@ -257,7 +258,11 @@ def _sweep_points(record: ComparisonRecord) -> dict[str, dict[str, Any]]:
 
 def _read_run(folder: Path, run: RunRecord, points: Mapping[str, dict[str, Any]]) -> ArmRun:
     setting = points.get(run.setting, {"setting": run.setting}) if run.setting else {}
-    return ArmRun(run.arm, run.split, run.seed, setting, run.status, run.error or "", folder / run.folder)
+    path, status, error = folder / run.folder, run.status, run.error or ""
+    answers = RunDir(path).file(PREDICTIONS)
+    if status == "done" and not answers.exists():
+        status, error = "failed", f"{run.folder}/{PREDICTIONS}{answers.suffix} is gone; run the comparison again"
+    return ArmRun(run.arm, run.split, run.seed, setting, status, error, path)
 
 
 def _group_runs(arms: Sequence[ArmRecord], runs: Sequence[ArmRun]) -> tuple[Cell, ...]:

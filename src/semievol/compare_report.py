@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -46,7 +46,7 @@ from semievol.compare_results import (
     metric_name,
 )
 from semievol.compare_tables import build_tables
-from semievol.compare_text import KEY_TITLES, arm_label, cell_label, write_verdict
+from semievol.compare_text import KEY_TITLES, LEVEL, arm_label, cell_label, write_verdict
 from semievol.errors import ConfigError
 from semievol.report import page_environment
 from semievol.report_text import METRIC_NAMES
@@ -55,6 +55,12 @@ SCHEMA_VERSION = 1
 TEMPLATE = "compare.html.j2"
 METHOD = "semievol"
 """The arm that the verdict is about, where it ran."""
+MIN_COLUMNS = 5
+"""A terminal gets at least so many of the main table."""
+GAP = 2
+"""Spaces between columns there."""
+LABELED_ONLY = ("sft", "sft_matched")
+"""Arms that learn from labelled rows alone."""
 TABLES = (
     "main",
     "differences",
@@ -119,6 +125,8 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
             (`compare_details.Calibration`) and signals (`compare_details.SignalQuality`).
         differences: `compare_results.PairedResult` of each arm against the reference.
         headline: The one of them that the verdict reads; None where there is none.
+        headline_other: The method against another arm that learns from labelled rows alone, where the reference is at
+            chance or below that arm; else None.
         parts: The same, of the method minus each arm `<method>-<part>`, with Holm over the parts.
         gap_closed: `compare_results.GapClosed` of each arm; empty without the gold arm.
         groups: arm, setting, group, value, ci_low, ci_high, n.
@@ -149,6 +157,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         "arms": [_describe(data, cell, rates) for cell in data.cells],
         "differences": [asdict(found) for found in compare_with_reference(data)],
         "headline": _headline(data, main),
+        "headline_other": _headline_other(data, main),
         "parts": [asdict(found) for found in compare_parts(data, main)],
         "gap_closed": [asdict(found) for found in close_gaps(data)],
         "groups": [line for cell in data.cells for line in measure_groups(cell)],
@@ -199,17 +208,50 @@ def short_table(folder: Path) -> Group:
     """
     results = build_results(load_comparison(folder))
     main = build_tables(results)["main"]
-    table = RichTable(box=None, pad_edge=False)
-    for column in main.columns:
-        table.add_column(column.title, justify="left" if column.kind == "text" else "right")
-    for row, entry in zip(main.rows, results["arms"], strict=True):
-        style = "bold" if entry["arm"] == results["main"] else ""
-        table.add_row(*(Text(format_value(row[c.key], c.kind)) for c in main.columns), style=style)
+    table = _TerminalTable(main, bold=[entry["arm"] == results["main"] for entry in results["arms"]])
     verdict = results["verdict"]
     lines = [f"{question} {answer}" for question, answer in verdict["points"]]
     failed = [f"{f['label']} failed, {f['runs']}: {f['error']}" for f in list_failures(results)]
     notes = (Text(line, style="dim") for line in verdict["remarks"])
     return Group(Text(verdict["sentence"], style="bold"), *map(Text, lines), table, *map(Text, failed), *notes)
+
+
+class _TerminalTable:
+    """A table whose numbers are whole: where the terminal is too narrow the last columns are left out."""
+
+    def __init__(self, table: Table, *, bold: Sequence[bool]) -> None:
+        self._columns, self._bold = table.columns, bold
+        self._cells = [[format_value(row[c.key], c.kind) for row in table.rows] for c in table.columns]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        n = len(self._columns)
+        while n > MIN_COLUMNS and self._room(n, options.max_width) < 0:
+            n -= 1
+        yield self._draw(n, max(0, self._room(n, options.max_width)))
+
+    def _least(self, place: int) -> int:
+        """Width of the longest number, or word."""
+        words = self._columns[place].title.split()
+        for cell in self._cells[place]:
+            words += cell.split() if self._columns[place].kind == "text" else [cell]
+        return max(map(len, words))
+
+    def _room(self, n: int, width: int) -> int:
+        """What is left over of a width behind the first `n` columns."""
+        return width - sum(self._least(place) for place in range(n)) - GAP * (n - 1)
+
+    def _draw(self, n: int, room: int) -> RichTable:
+        drawn = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+        for place, column in enumerate(self._columns[:n]):
+            width, is_text = self._least(place), column.kind == "text"
+            if is_text:
+                more = min(room, max(map(len, self._cells[place])) - width)
+                width, room = width + max(0, more), room - max(0, more)
+            title = column.title if len(column.title) <= width else column.title.replace(" ", "\n")
+            drawn.add_column(title, justify="left" if is_text else "right", width=width)
+        for row, is_bold in zip(zip(*self._cells[:n], strict=True), self._bold, strict=True):
+            drawn.add_row(*map(Text, row), style="bold" if is_bold else "")
+        return drawn
 
 
 def choose_main(data: ComparisonData) -> str:
@@ -258,6 +300,25 @@ def _headline(data: ComparisonData, main: str) -> dict[str, Any] | None:
         return None
     found = compare_cells(data, ours, theirs)
     return None if found is None else asdict(found)
+
+
+def _headline_other(data: ComparisonData, main: str) -> dict[str, Any] | None:
+    """The method against another arm that learns from labelled rows alone, where the reference has learned less."""
+    ours, reference = data.find(main), data.find(data.reference)
+    if ours is None or reference is None or data.reference not in LABELED_ONLY or main in LABELED_ONLY:
+        return None
+    weak = measure_cell(data, reference)
+    for name in LABELED_ONLY:
+        other = data.find(name)
+        if other is None or other.arm.name == data.reference or weak is None:
+            continue
+        found, measured = compare_cells(data, other, reference), measure_cell(data, other)
+        if found is None or measured is None or measured.at_chance or found.difference <= 0:
+            continue
+        if weak.at_chance or found.p_value <= LEVEL:
+            against = compare_cells(data, ours, other)
+            return None if against is None else asdict(against)
+    return None
 
 
 def _describe(data: ComparisonData, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:

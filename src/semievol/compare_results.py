@@ -78,7 +78,8 @@ class PairedResult:
     p_holm: float | None
     """Adjusted over all arms of the comparison (Holm 1979); None outside that family."""
     method: str
-    """crossed_t; of a single run mcnemar (0/1 scores) or sign_flip, with a percentile bootstrap interval."""
+    """crossed_t; of a single run mcnemar (0/1 scores) or sign_flip, with a percentile bootstrap interval; no_difference
+    where no row differs, with the interval of a share of 0 (Clopper and Pearson) to both sides."""
     bootstrap_low: float | None
     """Percentile interval of the bootstrap over splits, seeds and rows; too narrow with few of them, for reference.
     None for a single run."""
@@ -88,7 +89,9 @@ class PairedResult:
     unpaired: tuple[str, ...]
     """Runs that only one of the two has, which are left out."""
     detectable: float | None
-    """True difference that would be found four times in five; None where no row differs."""
+    """True difference that would be found four times in five; None where nothing tells."""
+    same_as: Mapping[str, Any] | None = None
+    """In a sweep, the setting with the same config that stands for this one in Holm's family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +194,12 @@ def compare_cells(data: ComparisonData, cell: Cell, reference: Cell) -> PairedRe
         unpaired=tuple(f"split {split}, seed {seed}" for split, seed in sorted(either)),
         detectable=None,
     )
+    if not np.nansum(np.abs(matrix)):
+        return _no_difference(base, matrix, groups)
     if len(ours) == 1:
         return _single_run(base, ours[0].scores, theirs[0].scores, groups, n_draws=n_bootstrap(data))
     found = crossed_mean(matrix, units=run_units(ours), groups=groups)
-    low, high = found.interval()
+    low, high = _clip(*found.interval())
     drawn = metrics.hierarchical_difference(
         matrix, matrix - matrix, units=run_units(ours), groups=groups, n_bootstrap=n_bootstrap(data), seed=0
     )
@@ -211,17 +216,21 @@ def compare_cells(data: ComparisonData, cell: Cell, reference: Cell) -> PairedRe
 
 
 def compare_with_reference(data: ComparisonData) -> list[PairedResult]:
-    """Every arm against the reference (at the same setting of a sweep), with Holm over all of them."""
-    found = []
+    """Every arm against the reference (at the same setting of a sweep), with Holm over all that differ in anything."""
+    found: list[PairedResult] = []
+    settings: dict[Hashable, Mapping[str, Any]] = {}
     for cell in data.cells:
         reference = data.find(data.reference, cell.setting)
         if cell.arm.name == data.reference or reference is None:
             continue
         paired = compare_cells(data, cell, reference)
         if paired is not None:
-            found.append(paired)
-    adjusted = metrics.holm([f.p_value for f in found]).tolist() if found else []
-    return [replace(f, p_holm=float(p)) for f, p in zip(found, adjusted, strict=True)]
+            first = settings.setdefault((cell.arm.name, _identity(cell), _identity(reference)), cell.setting)
+            found.append(paired if first is cell.setting else replace(paired, same_as=first))
+    family = [f for f in found if f.same_as is None]
+    adjusted = metrics.holm([f.p_value for f in family]).tolist() if family else []
+    p_holm = {(f.arm, str(f.setting)): float(p) for f, p in zip(family, adjusted, strict=True)}
+    return [replace(f, p_holm=p_holm[f.arm, str(f.setting if f.same_as is None else f.same_as)]) for f in found]
 
 
 def close_gaps(data: ComparisonData) -> list[GapClosed]:
@@ -278,6 +287,25 @@ def _interval(
     return max(0.0, low), min(1.0, high), "crossed_t"
 
 
+def _identity(cell: Cell) -> Hashable:
+    """Equal for two points of a sweep whose runs have one config: of every run, what its measurement depends on."""
+    prints = [(run.key, run.steps.get("measure", {}).get("fingerprint")) for run in cell.done]
+    return tuple(prints) if all(found for _, found in prints) else id(cell)
+
+
+def _clip(low: float, high: float) -> tuple[float, float]:
+    """A difference of scores in [0, 1] stays in [-1, 1]."""
+    return max(-1.0, low), min(1.0, high)
+
+
+def _no_difference(base: PairedResult, matrix: Floats, groups: Sequence[Hashable] | None) -> PairedResult:
+    """No more differ than a share of which none of so many rows, or groups, is seen."""
+    n = matrix.shape[1] if groups is None else len(set(groups))
+    bound = metrics.clopper_pearson_interval(0, n)[1]
+    detectable = metrics.minimum_detectable_difference(n, 0.0)
+    return replace(base, ci_low=-bound, ci_high=bound, method="no_difference", detectable=detectable)
+
+
 def _single_run(
     base: PairedResult, a: Floats, b: Floats, groups: Sequence[Hashable] | None, *, n_draws: int
 ) -> PairedResult:
@@ -286,10 +314,11 @@ def _single_run(
     different = float(np.mean(a != b))
     width = found.ci_high - found.ci_low
     detectable = None
-    if binary and different:
+    if binary:
         detectable = metrics.minimum_detectable_difference(len(a), different)
-    elif width > 0:
-        detectable = (1.96 + 0.84) * width / (2 * 1.96)
+    elif width > 0:  # fewer rows than the exact test needs show nothing in groups either
+        least = metrics.minimum_detectable_difference(len(a), 0.0)
+        detectable = max(least, (1.96 + 0.84) * width / (2 * 1.96))
     return replace(
         base,
         difference=found.difference,
@@ -328,8 +357,8 @@ def _gap(cell: Cell, low: Cell, high: Cell) -> Ratio:
     found = ratio_interval(numerator, denominator, units=run_units(runs), groups=groups)
     if found.value is None:
         gain = crossed_mean(denominator, units=run_units(runs), groups=groups)
-        reason = f"there may be no gap: all gold adds {signed(gain.mean)} points {interval(*gain.interval())} to SFT"
-        return replace(found, reason=reason)
+        added = f"{signed(gain.mean)} points {interval(*_clip(*gain.interval()))}"
+        return replace(found, reason=f"there may be no gap: all gold adds {added} to SFT")
     return found
 
 

@@ -46,6 +46,8 @@ class CrossedMean:
     """Units among the runs: seeds, or splits where there are several."""
     n_units: int
     """Units among the rows: rows, or groups."""
+    n_scores: int
+    """Scores that the mean is of."""
 
     def half_width(self, confidence: float = 0.95) -> float:
         """Half the width of the interval at `confidence`."""
@@ -117,7 +119,7 @@ def crossed_mean(
     row_at, n_units = _positions(groups, matrix.shape[1], "groups")
     weights = there / (there.sum(axis=1, keepdims=True) * len(matrix))
     filled = np.where(there, matrix, 0.0)
-    mean = float((weights * filled).sum())
+    mean = float((filled.sum(axis=1) / there.sum(axis=1)).mean())
     centred = np.where(there, filled - mean, 0.0)
     by_run = np.bincount(run_at, weights=(weights * centred).sum(axis=1), minlength=n_runs)
     by_row = np.bincount(row_at, weights=(weights * centred).sum(axis=0), minlength=n_units)
@@ -134,6 +136,7 @@ def crossed_mean(
         cell_variance=_tidy((cells**2).sum() * run_scale * row_scale),
         n_runs=n_runs,
         n_units=n_units,
+        n_scores=int(there.sum()),
     )
 
 
@@ -141,14 +144,15 @@ def share_interval(found: CrossedMean, confidence: float = 0.95) -> tuple[float,
     """Interval of a mean of 0/1 scores over several runs: Clopper-Pearson at the effective number of rows.
 
     The effective number is that of independent rows with the half width of `found` (Korn and Graubard 1998, Survey
-    Methodology 24), so that the ends stay in [0, 1] and a share of 0 or 1 gets an interval too.
+    Methodology 24), and not more than that of the scores, so that the ends stay in [0, 1]. A share of 0 or 1, which
+    shows no spread, is taken as that of so many rows or groups.
     """
     share = min(1.0, max(0.0, found.mean))
     n = float(found.n_units)
     half = found.half_width(confidence)
     if 0 < share < 1 and half > 0:
         deviation = half / float(stats.norm.ppf(0.5 + confidence / 2))
-        n = min(share * (1 - share) / deviation**2, float(found.n_units * max(1, found.n_runs)))
+        n = min(share * (1 - share) / deviation**2, float(found.n_scores))
     hits, tail = share * n, (1 - confidence) / 2
     low = 0.0 if share == 0 else float(stats.beta.ppf(tail, hits, n - hits + 1))
     high = 1.0 if share == 1 else float(stats.beta.ppf(1 - tail, hits + 1, n - hits))

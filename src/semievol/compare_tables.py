@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semievol.compare_format import SIGNAL_TITLES, Column, Table
-from semievol.compare_load import value_text
+from semievol.compare_load import setting_text, value_text
 from semievol.compare_results import GAP_FROM, GAP_TO
 from semievol.compare_text import arm_label, cell_label
 from semievol.report_text import METRIC_NAMES
@@ -12,6 +12,7 @@ from semievol.report_text import METRIC_NAMES
 METHOD_TITLES = {
     "crossed_t": "crossed components, t",
     "mcnemar": "exact McNemar",
+    "no_difference": "no row differs",
     "sign_flip": "sign flips",
     "korn_graubard": "Korn-Graubard",
     "clopper_pearson": "Clopper-Pearson",
@@ -75,13 +76,20 @@ def _main_table(results: Mapping[str, Any]) -> Table:
             }
         )
     if any(row["state"] != "done" for row in rows):
-        columns.insert(1 + len(results["sweep"]), Column("state", "state"))
+        columns.insert(len(_arm_columns(results)), Column("state", "state"))
     reference = cell_label(results["reference"], {})
     note = (
-        f"Difference: points against {reference}, paired by run and row, with crossed 95% intervals; p adjusted "
+        f"Difference: points against {reference}, paired by run and row, with {_interval_names(results)}; p adjusted "
         "by Holm over all arms. Tokens: read, generated and trained on."
     )
     return Table("main", "Arms", tuple(columns), tuple(rows), ("value", "interval", False), note)
+
+
+def _interval_names(results: Mapping[str, Any]) -> str:
+    """How the intervals of the differences were made, as far as rows differ."""
+    methods = {d["method"] for d in results["differences"]} - {"no_difference"}
+    kinds = {"crossed" if method == "crossed_t" else "bootstrap" for method in methods}
+    return f"{' or '.join(sorted(kinds, reverse=True))} 95% intervals" if kinds else "95% intervals"
 
 
 _TOKENS = ("prompt_tokens", "completion_tokens", "train_tokens")
@@ -326,14 +334,17 @@ def _run_table(results: Mapping[str, Any]) -> Table:
 
 
 def _arm_columns(results: Mapping[str, Any]) -> tuple[Column, ...]:
-    """The arm, and in a sweep a column for each key."""
+    """The arm, and in a sweep its setting: a column for each key, or one for all where each setting has one key."""
+    if len(results["sweep"]) > 1 and all(len(e["setting"]) < 2 for e in results["arms"]):
+        return Column("arm", "arm"), Column("setting_text", "setting")
     return (Column("arm", "arm"), *(Column(f"set {key}", key) for key in results["sweep"]))
 
 
 def _names(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What the columns of `_arm_columns` hold."""
     settings = {f"set {key}": value_text(value) for key, value in entry["setting"].items()}
-    return settings | {"arm": arm_label(entry["arm"], uses_gold=entry["uses_gold"]), "name": entry["arm"]}
+    names = {"arm": arm_label(entry["arm"], uses_gold=entry["uses_gold"]), "name": entry["arm"]}
+    return settings | names | {"setting_text": setting_text(entry["setting"])}
 
 
 def _state(entry: Mapping[str, Any]) -> str:

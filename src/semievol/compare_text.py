@@ -122,14 +122,26 @@ def _pay_sentence(headline: Mapping[str, Any], results: Mapping[str, Any]) -> st
     size = f"{abs(100 * headline['difference']):.1f} points"
     low, high = headline["ci_low"], headline["ci_high"]
     reached = f"{percent(ours['value'])}% against {percent(theirs['value'])}% {metric}"
-    if low == high == 0:
+    if headline["method"] == "no_difference":
         return f"{a} and {b} have the same score on every test row: {percent(ours['value'])}% {metric}."
+    if low > 0 and headline["p_value"] <= LEVEL and results["headline_other"] is not None:
+        return f"{a} beats {b} by {size} {interval(low, high)}, {reached}, but {_other_sentence(results)}"
+    if low > 0 and headline["p_value"] <= LEVEL and theirs["at_chance"]:
+        return f"{a} beats {b} by {size} {interval(low, high)}, {reached}, but that is at chance."
     if low > 0 and headline["p_value"] <= LEVEL:
         return f"{a} pays: {size} {interval(low, high)} more than {b}, {reached}."
     if high < 0 and headline["p_value"] <= LEVEL:
         return f"{a} does not pay: {size} {interval(-high, -low)} less than {b}, {reached}."
     bounds = f"{signed(headline['difference'])} points {interval(low, high)}"
     return f"Whether {a} pays cannot be told: {bounds} against {b}, {reached}."
+
+
+def _other_sentence(results: Mapping[str, Any]) -> str:
+    """What a reference that learned less than another arm leaves of the outcome."""
+    found, reference = results["headline_other"], _entry(results, results["headline"]["reference"])
+    weak = "that is at chance" if reference["at_chance"] else "another arm without unlabelled rows does better"
+    bounds = f"{signed(found['difference'])} points {interval(found['ci_low'], found['ci_high'])}"
+    return f"{weak}: against {arm_label(found['reference'])} {bounds}, {p_value(found['p_value'])}."
 
 
 def _certainty(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
@@ -146,7 +158,7 @@ def _certainty(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     if family is not None and len(results["differences"]) > 1:
         text += f" ({p_value(family['p_holm'])} after Holm over {len(results['differences'])} comparisons)"
     if headline["detectable"] is not None:
-        text += f". A true difference of {100 * headline['detectable']:.1f} points would be found four times in five"
+        text += f". A true difference of {percent(headline['detectable'])} points would be found four times in five"
     single = " One run each: nothing is known about the chance in training." if headline["n_runs"] == 1 else ""
     return f"{text}.{single}"
 
@@ -177,11 +189,11 @@ def _parts(results: Mapping[str, Any]) -> str:
     if rest:
         widest = max((p["detectable"] or 0.0 for p in parts if p not in sure), default=0.0)
         others = "the others" if sure else "the parts"
-        if not widest:
+        if all(p["method"] == "no_difference" for p in parts if p not in sure):
             return f"{text}Leaving {', '.join(rest)} out changes the score of no test row."
         text += (
             f"Whether {others} ({', '.join(rest)}) matter cannot be told: differences below about "
-            f"{100 * widest:.1f} points would be missed."
+            f"{percent(widest)} points would be missed."
         )
     return text.strip()
 
@@ -216,7 +228,8 @@ def _sweep_sentence(results: Mapping[str, Any]) -> str:
 
 
 def _sweep_points(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    ours = [d for d in results["differences"] if d["arm"] == results["main"]]
+    tested = [d for d in results["differences"] if d["same_as"] is None]
+    ours = [d for d in tested if d["arm"] == results["main"]]
     points = []
     if ours:
         above = sum(d["p_holm"] <= LEVEL and d["difference"] > 0 for d in ours)
@@ -226,7 +239,7 @@ def _sweep_points(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
             (
                 "Does it pay?",
                 f"Above {reference} in {above} and below it in {below} of {plural(len(ours), 'setting')} "
-                f"(Holm over {len(results['differences'])}); the others cannot be told.",
+                f"(Holm over {len(tested)}); the others cannot be told.",
             )
         )
     for line in results["sweep_spread"]:
@@ -316,10 +329,11 @@ def _groups_remark(done: Sequence[Mapping[str, Any]]) -> str:
 def _chance_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
     """Arms that show nothing learned."""
     low = [e["label"] for e in done if e["at_chance"]]
-    if not low or results["sweep"]:
+    if not low:
         return ""
-    some = f"{len(low)} of {len(done)} arms {'is' if len(low) == 1 else 'are'}"
-    which = "Every arm is" if len(low) == len(done) else some
+    one, many = ("setting of an arm", "settings of arms") if results["sweep"] else ("arm", "arms")
+    some = f"{len(low)} of {len(done)} {many} {'is' if len(low) == 1 else 'are'}"
+    which = f"Every {one} is" if len(low) == len(done) else some
     named = "" if len(low) == len(done) else f": {', '.join(low)}"
     return (
         f"{which} at chance, not seen on these test rows to be better than always giving the most frequent right "

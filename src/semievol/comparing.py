@@ -57,7 +57,7 @@ from semievol.config import RunConfig
 from semievol.confirming import refuse_cost
 from semievol.errors import ConfigError, DiskFullError, SemiEvolError
 from semievol.loading import load_examples
-from semievol.pipeline import run_steps
+from semievol.pipeline import forget_lost, run_steps
 from semievol.progress import ConsoleReporter
 from semievol.report_text import plural
 from semievol.sharing import LOCKS, Failures, SharedSteps
@@ -129,6 +129,8 @@ def compare(
     )
     runs = plan_runs(record, chosen, configs, settings or {"": lambda c: c})
     with RunDir(output_dir).lock():
+        for run in runs:
+            forget_lost(RunDir(output_dir / run.record.folder), run.steps)
         backends = share_tokenizers()
         prints = {run.record.key: fingerprint_run(run, output_dir, backends) for run in runs}
         done = {run.record.key for run in runs if is_done(output_dir, run, prints[run.record.key])}

@@ -210,22 +210,27 @@ def minimum_detectable_difference(
     """Smallest true paired difference in accuracy that n rows show with `power` (Connor 1987, McNemar's test).
 
     Solves sqrt(n) d = z_alpha sqrt(f) + z_power sqrt(f - d^2) for d, with f the share of rows on which the two models
-    differ. A value above f cannot occur, so the result is capped at f: then n rows are too few for any difference.
+    differ. A difference needs as many rows that differ: where d comes out above f, or f is 0, it is the d at which so
+    many rows differ, all to one side, that the exact test finds them (six of them at 95%). At most 1, for too few rows.
     """
     if n < 1:
         raise DataError(f"minimum_detectable_difference: n is {n}; at least one row is needed")
     f = float(discordant_fraction)
-    if not 0 < f <= 1 or not 0 < power < 1:
+    if not 0 <= f <= 1 or not 0 < power < 1:
         raise DataError(
             f"minimum_detectable_difference: discordant_fraction {f} and power {power} have to lie in (0, 1)"
         )
-    from scipy import stats
+    from scipy import optimize, stats
 
     z_alpha, z_power = float(stats.norm.ppf(0.5 + confidence / 2)), float(stats.norm.ppf(power))
     # The square of the equation is a quadratic in d; the larger root is the solution.
     root = z_power * np.sqrt(max(0.0, f * (n + z_power**2 - z_alpha**2)))
     d = (z_alpha * np.sqrt(f * n) + root) / (n + z_power**2)
-    return float(min(f, d))
+    n_needed = int(np.ceil(1 - np.log2(1 - confidence)))  # 2 * 0.5^m is at most 1 - confidence
+    if n < n_needed:
+        return 1.0
+    least = optimize.brentq(lambda share: stats.binom.sf(n_needed - 1, n, share) - power, 0.0, 1.0)
+    return float(least if d > f else max(least, d))
 
 
 def macro_f1(targets: Sequence[str], answers: Sequence[str | None]) -> float:

@@ -60,6 +60,12 @@ class Step(NamedTuple):
         """`stage`, or `round-R/stage` for the stages that a round repeats."""
         return f"round-{self.round}/{self.stage.name}" if self.stage.name in ROUND_STAGES else self.stage.name
 
+    def files(self, run_dir: RunDir) -> list[Path]:
+        """What the step may write, beside models."""
+        folder = f"round-{self.round}/" if self.stage.name in ROUND_STAGES else ""
+        names = [f"{folder}{name}" for name in self.stage.writes]
+        return [run_dir.file(name, suffix) for name in names for suffix in (".json", ".jsonl")]
+
 
 def plan_steps(config: RunConfig) -> list[Step]:
     """All steps of a run, in order."""
@@ -175,10 +181,7 @@ def refuse_foreign_files(config: RunConfig, run_dir: RunDir) -> None:
     """Raises ConfigError if the run would write over a data file or files of another tool, or cannot see its folder."""
     ours = {run_dir.path / name for name in (*LOOSE, MANIFEST)}
     for step in plan_steps(config):
-        folder = f"round-{step.round}/" if step.stage.name in ROUND_STAGES else ""
-        ours |= {
-            run_dir.file(f"{folder}{name}", suffix) for name in step.stage.writes for suffix in (".json", ".jsonl")
-        }
+        ours.update(step.files(run_dir))
     resolved = {path.resolve() for path in ours}
     for key in ("path", "labeled", "unlabeled", "test"):
         source = getattr(config.data, key)
@@ -236,6 +239,7 @@ def _run_locked(
     again: Sequence[str],
     until: Step | None,
 ) -> None:
+    forget_lost(run_dir, steps)
     fingerprints = fingerprint_steps(config, run_dir, backends, steps)
     left = _steps_to_run(config, run_dir, steps, fingerprints) | set(again)
     start = _Start(config, run_dir, left)
@@ -258,6 +262,13 @@ def _run_locked(
         else:
             _run_or_take_over(ctx, step, fingerprint, shared)
     start()  # settings without effect on what is done are stored too
+
+
+def forget_lost(run_dir: RunDir, steps: Sequence[Step]) -> None:
+    """Steps of which no artifact is in the folder any more count as not done."""
+    known = run_dir.manifest()
+    done = [step for step in steps if step.name in known]
+    run_dir.forget_stages([step.name for step in done if not any(path.exists() for path in step.files(run_dir))])
 
 
 def _steps_to_run(

@@ -27,12 +27,12 @@ class Headline(NamedTuple):
 
 def percent(value: float | None) -> str:
     """A share as a percentage with one decimal; a dash where there is none."""
-    return "\N{EN DASH}" if value is None else f"{100 * value:.1f}"
+    return "\N{EN DASH}" if value is None else f"{_points(value):.1f}"
 
 
 def signed(value: float) -> str:
     """A difference of shares in points, with its sign."""
-    text = f"{100 * value:+.1f}"
+    text = f"{_points(value):+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
 
 
@@ -82,8 +82,13 @@ def write_headline(results: dict[str, Any], *, metric: str) -> Headline:
     return Headline(sentence, (*remarks, *_parse_remarks(results["metrics"])))
 
 
+def _points(value: float) -> float:
+    """In percent, without what floating point leaves: 0.7875 is rounded alike however it was worked out."""
+    return round(100 * value, 9)
+
+
 def _end(value: float) -> str:
-    text = f"{100 * value:.1f}"
+    text = f"{_points(value):.1f}"
     return "0.0" if text == "-0.0" else text.replace("-", MINUS)
 
 

@@ -67,15 +67,18 @@ class SharedSteps:
             artifacts: Places of all that the step may write, without suffix.
 
         Returns:
-            False, and the step counts as not done, if another process began to run the source again meanwhile.
+            False, and the step counts as not done, if another process began to run the source again meanwhile, or its
+            artifacts are gone.
         """
         entry: dict[str, Any] | None = source.manifest().get(name)
         if entry is None:
             return False
-        for artifact in artifacts:
-            for suffix in (".json", ".jsonl"):
-                if source.file(artifact, suffix).exists():
-                    _link_file(source.file(artifact, suffix), target.file(artifact, suffix))
+        names = [(artifact, suffix) for artifact in artifacts for suffix in (".json", ".jsonl")]
+        there = [name for name in names if source.file(*name).exists()]
+        if not there:
+            return False
+        for name_there in there:
+            _link_file(source.file(*name_there), target.file(*name_there))
         if (source.path / name / "adapter").is_dir():
             _link_folder(source.path / name / "adapter", target.path / name / "adapter")
         if source.manifest().get(name) != entry:  # a step leaves the manifest before its files change

@@ -416,6 +416,26 @@ def test_gold_arms_need_to_be_asked_for(make_config, tmp_path):
         run_compare(make_config(), tmp_path / "c", [bound])
 
 
+def test_answers_that_were_lost_are_measured_again(make_config, tmp_path):
+    folder = tmp_path / "c"
+    run_compare(make_config(), folder, ["sft", "semievol"])
+    answers = folder / "split-0/seed-0/semievol/measure/predictions.jsonl"
+    before = answers.read_bytes()
+    answers.unlink()
+    assert run_compare(make_config(), folder, ["sft", "semievol"]).ran == ["semievol measure"]
+    assert answers.read_bytes() == before
+
+
+def test_artifacts_that_were_lost_are_not_taken_over(make_config, tmp_path):
+    folder = tmp_path / "c"
+    run_compare(make_config(), folder, ["sft"])
+    source = folder / "split-0/seed-0/sft/warmup"
+    for path in source.glob("*.json"):
+        path.unlink()
+    assert "semievol warmup" in run_compare(make_config(), folder, ["semievol"]).ran
+    assert (folder / "split-0/seed-0/semievol/warmup/model.json").exists()
+
+
 def test_audit_of_pseudo_labels_needs_use_gold(make_config, tmp_path):
     for use_gold in (False, True):
         run_compare(make_config(), tmp_path / f"{use_gold}", ["sft", "sft_matched", "semievol"], use_gold=use_gold)

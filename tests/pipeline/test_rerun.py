@@ -91,6 +91,16 @@ def test_stages_behind_the_last_one_asked_for_do_not_count_under_other_settings(
     assert not (run_dir.path / "results.json").exists()
 
 
+def test_stage_whose_files_are_gone_runs_again(make_config):
+    run_dir = pipeline.run(make_config())
+    before = files_of(run_dir.path)
+    run_dir.file("round-1/retrieve/demonstrations").unlink()
+    pipeline.run(make_config())
+    after = files_of(run_dir.path)
+    changed = {name for name in before if after.get(name) != before[name]}
+    assert changed <= {"manifest.json"}
+
+
 def test_stopping_early_under_the_same_settings_forgets_nothing(make_config):
     run_dir = pipeline.run(make_config())
     before = files_of(run_dir.path)

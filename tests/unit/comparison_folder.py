@@ -103,7 +103,7 @@ def write_run(
     run_dir.write_json("data/task", {"labels": list(LABELS), "shared_choices": []})
     for name in ("data", "warmup", "round-1/evolve", "measure"):
         cost = COST | {"seconds": COST["seconds"] * (1 + sum(run.arm.encode()) % 40)}
-        entry: dict[str, Any] = {"fingerprint": name, "stats": {"optimizer_steps": 4}, "cost": cost}
+        entry: dict[str, Any] = {"fingerprint": f"{name} {run.folder}", "stats": {"optimizer_steps": 4}, "cost": cost}
         if name == "data":
             entry = {"fingerprint": name, "stats": {}, "cost": COST | {"train_tokens": 0}, "shared_from": "elsewhere"}
         run_dir.record_stage(name, entry)

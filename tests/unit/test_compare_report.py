@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -471,7 +472,107 @@ def test_sweep_of_one_key_at_a_time_leaves_the_other_empty(tmp_path):
     record["sweep"] = {"theta": [0.3, 0.5], "k": [1, 2]}
     (tmp_path / "comparison.json").write_text(json.dumps(record))
     table = build_tables(build_results(load_comparison(tmp_path)))["main"]
-    assert [(row["set theta"], row["set k"]) for row in table.rows[:2]] == [("0.3", None), ("0.5", None)]
+    assert [c.key for c in table.columns[:2]] == ["arm", "setting_text"]
+    assert [row["setting_text"] for row in table.rows[:2]] == ["theta=0.3", "theta=0.5"]
+
+
+def test_points_of_a_sweep_with_one_config_count_once_in_the_family(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0, 1), sweep={"theta": [0.3, 0.5, 1.0]})
+    before = build_results(load_comparison(tmp_path))
+    for seed in (0, 1):
+        for arm in ("sft", "semievol"):
+            of_arm = [run for run in read_comparison(tmp_path).runs if (run.arm, run.seed) == (arm, seed)]
+            shutil.copytree(tmp_path / of_arm[0].folder, tmp_path / of_arm[2].folder, dirs_exist_ok=True)
+    found = build_results(load_comparison(tmp_path))
+    assert [d["same_as"] for d in found["differences"]] == [None, None, {"theta": 0.3}]
+    p_values = [d["p_value"] for d in found["differences"]]
+    p_holm = [d["p_holm"] for d in found["differences"]]
+    assert p_holm == pytest.approx([*holm(p_values[:2]), holm(p_values[:2])[0]])
+    assert {d["same_as"] for d in before["differences"] if d["same_as"] is None} == {None}
+    assert "Holm over 2" in str(found["verdict"]["points"])
+
+
+def test_settings_at_chance_are_counted_in_a_sweep(tmp_path):
+    write_folder(tmp_path, {"sft": 0.34, "semievol": 0.9}, seeds=(0,), sweep={"theta": [0.3, 1.0]})
+    (remark,) = [r for r in build_results(load_comparison(tmp_path))["verdict"]["remarks"] if "at chance" in r]
+    assert remark.startswith("2 of 4 settings of arms are at chance")
+
+
+def test_lost_answers_of_a_run_leave_the_others_in_the_report(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0, 1))
+    (tmp_path / "split-0/seed-1/semievol/measure/predictions.jsonl").unlink()
+    found = build_results(load_comparison(tmp_path))
+    assert found["n_runs"] == {"done": 3, "failed": 1, "pending": 0}
+    (unfinished,) = entry(found, "semievol")["unfinished"]
+    assert unfinished["error"] == (
+        "split-0/seed-1/semievol/measure/predictions.jsonl is gone; run the comparison again"
+    )
+    assert find(found["differences"], "semievol")["n_runs"] == 1
+
+
+def test_models_of_the_warm_up_count_its_steps(results):
+    assert entry(results, "sft")["final_steps"] == 4
+
+
+def test_runs_that_agree_on_every_row_leave_what_a_share_of_none_leaves(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.5}, seeds=(0,))
+    same = tmp_path / "split-0/seed-0/sft/measure/predictions.jsonl"
+    shutil.copy(same, tmp_path / "split-0/seed-0/semievol/measure/predictions.jsonl")
+    found = build_results(load_comparison(tmp_path))
+    (line,) = found["differences"]
+    bound = clopper_pearson_interval(0, 60)[1]
+    assert (line["method"], line["difference"], line["p_value"]) == ("no_difference", 0.0, 1.0)
+    assert (line["ci_low"], line["ci_high"]) == (-bound, bound)
+    assert 0.1 < line["detectable"] < 0.15
+    assert found["verdict"]["sentence"].startswith("SemiEvol and SFT have the same score on every test row")
+
+
+def test_difference_of_two_runs_stays_within_what_scores_can_differ(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.5}, seeds=(0, 1))
+    for seed, score in ((0, 1.0), (1, 0.0)):
+        path = f"split-0/seed-{seed}/semievol"
+        answers = RunDir(tmp_path / path).read_records("measure/predictions", Prediction)
+        changed = [replace(p, score=score) for p in answers]
+        RunDir(tmp_path / path).write_records("measure/predictions", changed, Prediction)
+    (line,) = build_results(load_comparison(tmp_path))["differences"]
+    assert (line["ci_low"], line["ci_high"]) == (-1.0, 1.0)
+
+
+def test_a_control_at_chance_does_not_make_the_method_pay(tmp_path):
+    write_folder(tmp_path, {"sft": 0.85, "sft_matched": 0.34, "semievol": 0.9}, reference="sft_matched", n_rows=200)
+    found = build_results(load_comparison(tmp_path))
+    sentence = found["verdict"]["sentence"]
+    assert sentence.startswith("SemiEvol beats SFT, matched steps by ")
+    other = found["headline_other"]
+    assert (other["arm"], other["reference"]) == ("semievol", "sft")
+    assert f"but that is at chance: against SFT {100 * other['difference']:+.1f} points" in sentence
+
+
+def test_a_control_below_sft_is_said(tmp_path):
+    write_folder(tmp_path, {"sft": 0.85, "sft_matched": 0.6, "semievol": 0.9}, reference="sft_matched", n_rows=200)
+    sentence = build_results(load_comparison(tmp_path))["verdict"]["sentence"]
+    assert "but another arm without unlabelled rows does better: against SFT" in sentence
+
+
+def test_a_sound_control_needs_no_other_arm(results):
+    assert results["headline_other"] is None
+
+
+@pytest.mark.parametrize("width", [70, 80, 120, 200])
+def test_numbers_of_the_terminal_are_whole(folder, results, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(short_table(folder))
+    text = console.export_text()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert f"{100 * entry(results, 'semievol')['value']:.1f}" in text
+    assert max(map(len, text.splitlines())) <= width
+    assert any(line.rstrip().endswith("  tokens") for line in text.splitlines()) == (width > 90)
+
+
+def test_the_note_of_the_main_table_names_the_intervals_there_are(tmp_path, results):
+    assert "with crossed 95% intervals" in build_tables(results)["main"].note
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,))
+    assert "with bootstrap 95% intervals" in build_tables(build_results(load_comparison(tmp_path)))["main"].note
 
 
 def test_rewordings_are_places_not_numbers(tmp_path):

@@ -274,10 +274,21 @@ def test_minimum_detectable_difference_has_the_power_it_says() -> None:
     assert power == pytest.approx(0.8, abs=0.02)
 
 
-def test_minimum_detectable_difference_shrinks_with_rows_and_is_capped() -> None:
+@pytest.mark.parametrize(("n", "discordant"), [(350, 2 / 350), (350, 0.0), (200, 0.02), (60, 0.0), (8, 0.0)])
+def test_minimum_detectable_difference_of_few_differing_rows_is_found_by_the_exact_test(
+    n: int, discordant: float
+) -> None:
+    d = minimum_detectable_difference(n, discordant)
+    assert d > discordant
+    wins = np.random.default_rng(4).binomial(n, d, size=4000)  # all rows that differ do so to one side
+    found = [mcnemar_p_value(np.arange(n) < k, np.zeros(n)) <= 0.05 for k in wins]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+
+
+def test_minimum_detectable_difference_shrinks_with_rows_and_is_at_most_one() -> None:
     values = [minimum_detectable_difference(n, 0.1) for n in (100, 1000, 10_000)]
     assert values == sorted(values, reverse=True)
-    assert minimum_detectable_difference(3, 0.05) == 0.05
+    assert minimum_detectable_difference(5, 0.2) == 1.0
     assert minimum_detectable_difference(200, 0.2) == pytest.approx(2.8 * np.sqrt(0.2 / 200), rel=0.03)
 
 

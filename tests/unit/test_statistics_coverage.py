@@ -158,6 +158,25 @@ def test_share_interval_over_seeds_covers_nominal() -> None:
     assert np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])) >= LOWEST
 
 
+@pytest.mark.parametrize("n_seeds", [1, 3])
+@pytest.mark.parametrize("group_sd", [0.0, 0.15])
+def test_share_interval_over_groups_covers_nominal_and_is_no_wider_than_it_must(group_sd: float, n_seeds: int) -> None:
+    generator = np.random.default_rng(8)
+    n_groups, n_each, share = 40, 5, 0.7
+    groups = np.repeat(np.arange(n_groups), n_each)
+    covered, widths, plain = [], [], []
+    for _ in range(N_DRAWS):
+        chances = np.clip(np.repeat(generator.normal(share, group_sd, n_groups), n_each), 0, 1)
+        right = (generator.random(n_groups * n_each) < chances).astype(float)
+        found = crossed_mean(np.tile(right, (n_seeds, 1)), groups=groups)  # all models alike
+        low, high = share_interval(found)
+        covered.append(low <= share <= high)
+        widths.append(high - low)
+        plain.append(2 * found.half_width())
+    assert np.mean(covered) >= LOWEST
+    assert np.mean(widths) <= 1.1 * np.mean(plain)
+
+
 def test_gap_closed_covers_nominal() -> None:
     # Fieller's interval holds g exactly where the mean of numerator - g denominator may be zero.
     generator = np.random.default_rng(6)
