@@ -5,6 +5,8 @@ that stand alone.
 """
 
 import re
+import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from semievol.compare_format import SIGNAL_TITLES
 from semievol.compare_text import GOLD_MARK
 from semievol.figures import INK, MODEL_COLOURS, MUTED, PAPER, RULE, canvas, shorten, stack_shares
+from semievol.point_labels import label_points
 from semievol.report_text import signed
 
 Floats = NDArray[np.float64]
@@ -22,6 +25,10 @@ MAIN, REFERENCE, OTHER, FOURTH = (MODEL_COLOURS[m] for m in ("semievol", "sft", 
 """Colours: of the method, of the reference, of the rest, and one more."""
 LINES = ((MAIN, "-"), (REFERENCE, "-"), (FOURTH, "-"), (OTHER, "-"), (MAIN, "--"), (REFERENCE, "--"), (FOURTH, "--"))
 """Colour and dash of the lines of a plot, in order; then again from the start, faded."""
+OTHER_MARKERS, GOLD_MARKERS = "s^DvP", "oDs^v"
+"""Shapes that tell arms of one colour apart, in order; those of gold arms are open."""
+FEW_PANELS = 12
+"""With more of them, panels are smaller and stand one more in a row."""
 LIGHT = {
     "ink": "#1b1d21",
     "muted": "#626871",
@@ -134,37 +141,14 @@ def draw_costs(name: str, points: Sequence[CostPoint], *, y_label: str) -> str:
                 )
         _adjust(figure, left=0.12, right=0.97, bottom=bottom)
         texts = [str(i) if numbered else _short_name(point.label, 28) for i, point in enumerate(points, 1)]
-        _label_points(axis, [(x / size, 100 * p.value) for p, x in zip(points, seconds, strict=True)], texts)
+        label_points(
+            axis,
+            [(x / size, 100 * p.value) for p, x in zip(points, seconds, strict=True)],
+            texts,
+            [(100 * p.low, 100 * p.high) for p in points],
+            leader_colour=MUTED,
+        )
     return svg(name, f"{y_label} against the time of a run")
-
-
-def _label_points(axis: Any, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
-    """Write each text beside its point: where it covers least of the dots, of the texts before it and of the frame."""
-    axis.autoscale_view()  # else the limits are those of an empty plot until it is drawn
-    scale = 72 / axis.figure.dpi  # points a pixel
-    dots = scale * axis.transData.transform(points)
-    left, bottom, right, top = scale * axis.get_window_extent().extents
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
-    for (x, y), point, text in zip(dots, points, texts, strict=True):
-        label = axis.annotate(text, point, xytext=(0, 0), textcoords="offset points", ha="left", va="bottom")
-        extent = label.get_window_extent()
-        width, height = scale * extent.width, scale * extent.height
-        places = [(dx, dy) for d in (6, 12, 18, 24) for dy in (3, -d - 3, d) for dx in (d, -d - width)]
-        places += [(-width / 2, d) for d in (8, -16, 18, -26)]
-        boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in places]
-        covered = [
-            sum(_overlap(box, other) for other in taken)
-            + 20 * max(0.0, left - box[0], box[2] - right, bottom - box[1], box[3] - top)
-            for box in boxes
-        ]
-        best = covered.index(min(covered))
-        taken.append(boxes[best])
-        label.xyann = places[best]
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Area that two boxes (left, bottom, right, top) share."""
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def draw_risk_coverage(name: str, curves: Mapping[str, Sequence[tuple[float, float]]], *, error: float) -> str:
@@ -230,66 +214,77 @@ def draw_sweep(
 
 
 def draw_histograms(name: str, rows: Sequence[Histogram], *, x_label: str) -> str:
-    """Small histograms in two columns, same axes; the share of wrong answers stands lighter on top."""
+    """Small histograms, same axes; the share of wrong answers stands lighter on top."""
     edges = np.linspace(0.0, max(1e-3, float(np.quantile(np.concatenate([r.values for r in rows]), 0.995))), 26)
     stacks = [stack_shares(row.values, row.scores, edges) for row in rows]
     top = max(float((right + wrong).max()) for right, wrong in stacks) or 1.0
-    n_lines = (len(rows) + 1) // 2
-    with canvas(0.5 + 0.85 * n_lines) as (figure, svg):
-        axes = figure.subplots(n_lines, 2, sharex=True, sharey=True, squeeze=False)
-        for axis, row, (right, wrong) in zip(axes.T.ravel(), rows, stacks, strict=False):
+    small = len(rows) > FEW_PANELS
+    columns, line_height = (3, 1.0) if small else (2, 0.85)
+    n_lines = -(-len(rows) // columns)
+    height = 0.5 + line_height * n_lines
+    with canvas(height) as (figure, svg):
+        axes = figure.subplots(n_lines, columns, sharex=True, sharey=True, squeeze=False)
+        for axis, row, (right, wrong) in zip(axes.ravel(), rows, stacks, strict=False):
             colour = _colour(row.kind)
             axis.stairs(right, edges, fill=True, color=colour)
             axis.stairs(right + wrong, edges, baseline=right, fill=True, color=colour, alpha=0.35)
             axis.set(xlim=(edges[0], edges[-1]), ylim=(0, top * 1.02))
-            _caption(axis, f"{_short_name(row.label, 18)}, mean {row.values.mean():.2f}")
+            mean = f"mean {row.values.mean():.2f}"
+            if small:
+                _caption(axis, f"{_short_name(row.label, 23)}\n{mean}", size=9)
+            else:
+                _caption(axis, f"{_short_name(row.label, 18)}, {mean}")
         for axis in axes.ravel():
             axis.set_yticks([])
             axis.spines["left"].set_visible(False)
-        for axis in axes.T.ravel()[len(rows) :]:
-            axis.set_visible(False)
-        figure.supxlabel(x_label, fontsize=10.5, color=MUTED, y=0.04 / (0.5 + 0.85 * n_lines))
-        _adjust(figure, left=0.03, right=0.97, bottom=0.46, top=0.24)
-        figure.subplots_adjust(hspace=0.5, wspace=0.1)
+        _hide_empty_panels(axes, len(rows))
+        figure.supxlabel(x_label, fontsize=10.5, color=MUTED, y=0.04 / height)
+        _adjust(figure, left=0.03, right=0.97, bottom=0.46, top=0.38 if small else 0.24)
+        figure.subplots_adjust(hspace=0.75 if small else 0.5, wspace=0.1)
     return svg(name, f"Histograms of {x_label}, one for each arm")
 
 
 def draw_reliability(name: str, rows: Sequence[tuple[str, Sequence[Mapping[str, float]], str]]) -> str:
     """Accuracy against confidence in bins of equal mass, one square for each (label, bins, kind)."""
-    n_lines = (len(rows) + 2) // 3
-    with canvas(0.5 + 1.62 * n_lines) as (figure, svg):
-        axes = figure.subplots(n_lines, 3, sharex=True, sharey=True, squeeze=False)
+    small = len(rows) > FEW_PANELS
+    columns, line_height = (4, 1.4) if small else (3, 1.62)
+    n_lines = -(-len(rows) // columns)
+    height = 0.5 + line_height * n_lines
+    with canvas(height) as (figure, svg):
+        axes = figure.subplots(n_lines, columns, sharex=True, sharey=True, squeeze=False)
         for axis, (label, bins, kind) in zip(axes.ravel(), rows, strict=False):
             axis.plot([0, 100], [0, 100], color=RULE, linewidth=1.0)
             x, y = [100 * b["confidence"] for b in bins], [100 * b["accuracy"] for b in bins]
-            axis.plot(x, y, "o-", color=_colour(kind), markersize=3.5, markeredgewidth=0, linewidth=1.2)
+            size = 2.8 if small else 3.5
+            axis.plot(x, y, "o-", color=_colour(kind), markersize=size, markeredgewidth=0, linewidth=1.2)
             axis.set(xlim=(-3, 103), ylim=(-3, 103), xticks=(0, 50, 100), yticks=(0, 50, 100))
-            _caption(axis, _short_name(label, 16))
-        for axis in axes.ravel()[len(rows) :]:
-            axis.set_visible(False)
-        height = 0.5 + 1.62 * n_lines
+            if small:
+                _caption(axis, _two_lines(label, 16), size=9)
+            else:
+                _caption(axis, _short_name(label, 16))
+        _hide_empty_panels(axes, len(rows))
         figure.supxlabel("confidence (%)", fontsize=10.5, color=MUTED, y=0.03 / height)
         figure.supylabel("right (%)", fontsize=10.5, color=MUTED, x=0.005)
-        _adjust(figure, left=0.13, right=0.97, bottom=0.46, top=0.24)
-        figure.subplots_adjust(hspace=0.32, wspace=0.18)
+        _adjust(figure, left=0.13, right=0.97, bottom=0.46, top=0.38 if small else 0.24)
+        figure.subplots_adjust(hspace=0.5 if small else 0.32, wspace=0.18)
     return svg(name, "Reliability diagrams, one for each arm")
 
 
 def draw_groups(name: str, groups: Sequence[str], bars: Mapping[str, Sequence[Bar | None]], *, x_label: str) -> str:
-    """The metric by group, a dot and its interval for each of a few arms."""
+    """The metric by group, a dot and its interval for each of a few arms; arms of one kind differ by their shapes."""
     gap = 0.72 / max(1, len(bars))
     height = 0.62 + len(groups) * (0.15 + 0.125 * len(bars))
     with canvas(height + 0.2 * ((len(bars) + 1) // 2)) as (figure, svg):
         axis = figure.subplots()
-        for place, (label, values) in enumerate(bars.items()):
-            colour = LINES[place % len(LINES)][0]
+        styles = _dots([next((bar.kind for bar in values if bar), "other") for values in bars.values()])
+        for place, ((label, values), style) in enumerate(zip(bars.items(), styles, strict=True)):
             for row, bar in enumerate(values):
                 if bar is None:
                     continue
                 y = row + (place - (len(bars) - 1) / 2) * gap
-                axis.hlines(y, 100 * bar.low, 100 * bar.high, color=colour, linewidth=1.2, alpha=0.7)
-                axis.plot([100 * bar.value], [y], "o", color=colour, markersize=4.2, markeredgewidth=0)
-            axis.plot([], [], "o", color=colour, markersize=5, markeredgewidth=0, label=_short_name(label, 30))
+                axis.hlines(y, 100 * bar.low, 100 * bar.high, color=style["color"], linewidth=1.2, alpha=0.7)
+                axis.plot([100 * bar.value], [y], **style)
+            axis.plot([], [], **style, label=_short_name(label, 30))
         for i in range(1, len(groups)):
             axis.axhline(i - 0.5, color=RULE, linewidth=0.5)
         axis.set_yticks(range(len(groups)), [shorten(group, 22) for group in groups])
@@ -340,9 +335,40 @@ def _dot(kind: str) -> dict[str, Any]:
     }
 
 
-def _caption(axis: Any, text: str) -> None:
+def _dots(kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """A small dot for each arm in the colour of its kind; shapes tell arms of one kind apart."""
+    seen: Counter[str] = Counter()
+    dots = []
+    for kind in kinds:
+        shapes = {"other": OTHER_MARKERS, "gold": GOLD_MARKERS}.get(kind, "o")
+        dots.append(
+            _dot(kind) | {"marker": shapes[seen[kind] % len(shapes)], "markersize": 4.2, "markeredgewidth": 1.1}
+        )
+        seen[kind] += 1
+    return dots
+
+
+def _two_lines(label: str, most: int) -> str:
+    """An arm's label on up to two lines of `most` characters; that it uses gold is never cut away."""
+    name, mark, _ = label.partition(f" ({GOLD_MARK})")
+    if mark:
+        return f"{shorten(name, most)}\n({GOLD_MARK})"
+    first, *rest = textwrap.wrap(name, most, break_on_hyphens=False) or [""]
+    return "\n".join([first, shorten(" ".join(rest), most)] if rest else [first])
+
+
+def _hide_empty_panels(axes: Any, n_panels: int) -> None:
+    """Hide the panels that the last line has too many; those above get the numbers of the axis."""
+    for axis in axes.ravel()[n_panels:]:
+        axis.set_visible(False)
+        spec = axis.get_subplotspec()
+        if spec.rowspan.start:
+            axes[spec.rowspan.start - 1, spec.colspan.start].tick_params(labelbottom=True)
+
+
+def _caption(axis: Any, text: str, *, size: float = 10) -> None:
     axis.annotate(
-        text, (0, 1.0), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", va="bottom", fontsize=10
+        text, (0, 1.0), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", va="bottom", fontsize=size
     )
 
 

@@ -13,8 +13,8 @@ from semievol.report_text import METRIC_NAMES
 Figures = dict[str, str]
 """Inline SVG by name, in the order of the page."""
 
-MOST_DRAWN = 12
-"""Arms in figures that have a panel for each."""
+MOST_DRAWN = 24
+"""Arms in figures that have a panel for each: the method, the reference, then the others in their order."""
 MOST_GROUPED = 4
 """Arms in the figure of groups."""
 
@@ -133,6 +133,7 @@ def _risk_coverage(results: Mapping[str, Any]) -> str:
 
 def _reliability(measured: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> str:
     rows = [(e["label"], e["calibration"]["bins"], arm_kind(e, results)) for e in measured if e["calibration"]]
+    rows.sort(key=lambda row: _rank(row[2]))
     return compare_figures.draw_reliability("reliability", rows[:MOST_DRAWN]) if rows else ""
 
 
@@ -142,7 +143,13 @@ def _entropy(data: ComparisonData, results: Mapping[str, Any]) -> str:
         found = scored_values(cell, "entropy")
         if found is not None:
             rows.append(Histogram(entry["label"], *found, arm_kind(entry, results)))
+    rows.sort(key=lambda row: _rank(row.kind))
     return compare_figures.draw_histograms("entropy", rows[:MOST_DRAWN], x_label="entropy (nats)") if rows else ""
+
+
+def _rank(kind: str) -> int:
+    """Place of a kind where the method stands first, then the reference, then all others."""
+    return {"main": 0, "reference": 1}.get(kind, 2)
 
 
 def _groups(results: Mapping[str, Any], y_label: str) -> str:
@@ -154,10 +161,11 @@ def _groups(results: Mapping[str, Any], y_label: str) -> str:
     chosen = list(dict.fromkeys([*first, *arms]))[:MOST_GROUPED]
     groups = list(dict.fromkeys(line["group"] for line in results["groups"]))
     gold = {entry["arm"]: entry["uses_gold"] for entry in results["arms"]}
+    kinds = {entry["arm"]: arm_kind(entry, results) for entry in results["arms"]}
     found = {(line["arm"], line["group"]): line for line in results["groups"]}
     bars = {
         arm_label(arm, uses_gold=gold[arm]): [
-            None if line is None else Bar("", line["value"], line["ci_low"], line["ci_high"], "")
+            None if line is None else Bar("", line["value"], line["ci_low"], line["ci_high"], kinds[arm])
             for line in (found.get((arm, group)) for group in groups)
         ]
         for arm in chosen

@@ -4,16 +4,22 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from semievol import compare_figures
+from semievol.compare_figures import CostPoint, Histogram, _dots, _two_lines, draw_costs
+from semievol.compare_plots import MOST_DRAWN, _groups, _reliability
+from semievol.compare_text import ARM_LABELS, PARTS, arm_label
 from semievol.figures import (
     GroupValue,
     KeptPoint,
     LossCurve,
     Scored,
+    canvas,
     draw_groups,
     draw_histograms,
     draw_losses,
     draw_precision_curves,
 )
+from semievol.point_labels import label_points
 
 CURVE = [{"coverage": c, "precision": 1 - c / 4, "mean_nll": c} for c in (0.1, 0.5, 1.0)]
 KEPT = KeptPoint(1, 0.5, 0.9, 0.8, 0.95)
@@ -95,16 +101,127 @@ def test_settings_of_the_users_matplotlib_do_not_count():
         assert draw("losses") == plain
 
 
-def test_labels_of_near_points_stand_apart():
-    from semievol.compare_figures import _label_points
-    from semievol.figures import canvas
-
-    points = [(2.0, 60.0), (2.02, 60.5), (2.0, 61.0), (5.0, 60.0), (9.0, 90.0)]
-    with canvas(3.0) as (figure, _):
+def place_labels(points: list, texts: list[str]) -> tuple[list, list, list, object]:
+    """Dots, boxes of the labels, (start, end) of the leaders, and the frame, in points."""
+    with canvas(3.4) as (figure, _):
         axis = figure.subplots()
         axis.plot(*zip(*points, strict=True), "o")
-        _label_points(axis, points, [f"arm {i}" for i in range(len(points))])
+        label_points(axis, points, texts, leader_colour="grey")
+        dots = axis.transData.transform(points)
         boxes = [text.get_window_extent() for text in axis.texts]
-        frame = axis.get_window_extent()
+        leaders = [axis.transData.transform(line.get_xydata()) for line in axis.lines[1:]]
+        return dots, boxes, leaders, axis.get_window_extent()
+
+
+def distance(box, dot) -> float:
+    return float(np.hypot(dot[0] - np.clip(dot[0], box.x0, box.x1), dot[1] - np.clip(dot[1], box.y0, box.y1)))
+
+
+CROWD = [(0.6, 7), (0.6, 43), (39, 17), (39, 25), (30, 23), (88, 20), (73, 20), (77, 23), (180, 18), (33, 7), (97, 12)]
+CROWD += [(88, 30), (45, 7), (85, 12), (69, 20), (85, 14), (95, 22), (22, 23), (0.6, 57), (85, 12)]
+
+
+def test_labels_of_near_points_stand_apart():
+    points = [(2.0, 60.0), (2.02, 60.5), (2.0, 61.0), (5.0, 60.0), (9.0, 90.0)]
+    _, boxes, _, frame = place_labels(points, [f"arm {i}" for i in range(len(points))])
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 + 1 for box in boxes)
+
+
+@pytest.mark.parametrize("points", [CROWD, [(1.0, 50.0)] * 5, [(1.0, 50.0), (9.0, 60.0)]])
+def test_label_is_beside_its_dot_or_joined_to_it(points):
+    dots, boxes, leaders, _ = place_labels(points, [str(i) for i in range(len(points))])
+    for i, (dot, box) in enumerate(zip(dots, boxes, strict=True)):
+        joined = any(np.allclose(start, dot) and distance(box, end) < 1 for start, end in leaders)
+        nearer = [j for j, other in enumerate(dots) if j != i and distance(box, other) <= distance(box, dot)]
+        assert joined or (distance(box, dot) <= 6.5 and not nearer), i
+
+
+def test_lone_label_needs_no_leader():
+    assert place_labels([(1.0, 50.0), (9.0, 60.0)], ["a", "b"])[2] == []
+
+
+def cost_point(i: int) -> CostPoint:
+    return CostPoint(f"<arm> {i}", CROWD[i][0], CROWD[i][1] / 100, 0.0, 0.9, "gold" if i % 5 else "main")
+
+
+def test_leaders_are_in_the_svg_and_the_same_each_time():
+    points = [cost_point(i) for i in range(len(CROWD))]
+    svg = draw_costs("c", points, y_label="accuracy (%)")
+    assert svg == draw_costs("c", points, y_label="accuracy (%)")
+    assert "<arm> 3" in " ".join(t.text or "" for t in ElementTree.fromstring(svg).iter())
+    assert svg.count("stroke: var(--muted)") > 3
+
+
+def entry(arm: str, *, gold: bool = False) -> dict:
+    bins = [{"confidence": 0.2, "accuracy": 0.3, "n": 5}, {"confidence": 0.8, "accuracy": 0.7, "n": 5}]
+    return {"arm": arm, "label": arm_label(arm, uses_gold=gold), "uses_gold": gold, "calibration": {"bins": bins}}
+
+
+def captions(svg: str) -> list[str]:
+    return [t.text for t in ElementTree.fromstring(svg).iter() if t.tag.endswith("text")]
+
+
+ALL_ARMS = [*(arm for arm in ARM_LABELS if not arm.startswith("oracle")), *(f"semievol-{part}" for part in PARTS)]
+
+
+def test_reliability_has_a_panel_for_each_of_nineteen_arms_the_method_first():
+    arms = [entry(arm) for arm in ALL_ARMS] + [entry("oracle_select", gold=True), entry("oracle_full", gold=True)]
+    texts = captions(_reliability(arms, {"main": "semievol", "reference": "sft_matched", "arms": arms}))
+    names = [text for text in texts if not text.isdigit()]
+    assert names[:3] == ["SemiEvol", "SFT, matched", "steps"]
+    assert {
+        "Oracle selection",
+        "SFT on all gold",
+        *(arm_label(f"semievol-{part}", uses_gold=False) for part in PARTS),
+    } <= set(names)
+    assert names.count("(uses gold)") == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "lines"),
+    [
+        ("SFT", "SFT"),
+        ("Confident pseudo-labels", "Confident\npseudo-labels"),
+        ("x" * 40, "xxxxxxxxxx\nxxxxxxxxx…"),
+        ("x" * 40 + " (uses gold)", "xxxxxxxxx…\n(uses gold)"),
+    ],
+)
+def test_names_of_small_panels_have_two_lines(label, lines):
+    assert _two_lines(label, 13 if "pseudo" in label else 10) == lines
+
+
+def test_arms_that_matter_are_drawn_where_there_is_no_room_for_all():
+    arms = [entry(f"arm_{i}") for i in range(30)] + [entry("sft"), entry("semievol")]
+    texts = captions(_reliability(arms, {"main": "semievol", "reference": "sft", "arms": arms}))
+    names = [text for text in texts if text.startswith(("Arm", "S"))]
+    assert names[:2] == ["SemiEvol", "SFT"]
+    assert len(names) == MOST_DRAWN
+
+
+def test_nineteen_entropy_histograms_name_arm_and_mean():
+    rows = [Histogram(arm, np.array([0.5, 1.0]), np.array([1.0, 0.0]), "other") for arm in [*ALL_ARMS, "a", "b"]]
+    texts = captions(compare_figures.draw_histograms("h", rows, x_label="x"))
+    assert {"semievol-as", "a", "b"} <= set(texts)
+    assert texts.count("mean 0.75") == len(rows)
+
+
+def grouped(*arms: tuple[str, bool]) -> str:
+    lines = [{"arm": arm, "group": "g", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6} for arm, _ in arms]
+    entries = [entry(arm, gold=gold) for arm, gold in arms]
+    results = {"groups": lines, "arms": entries, "main": "semievol", "reference": "sft_matched"}
+    return _groups(results, "accuracy (%)")
+
+
+def test_only_gold_has_golds_colour_in_the_figure_of_groups():
+    plain = grouped(("semievol", False), ("sft_matched", False), ("sft", False), ("zero_shot", False))
+    assert "var(--sft-matched)" not in plain
+    gold = grouped(("semievol", False), ("sft_matched", False), ("sft", False), ("oracle_full", True))
+    assert re.search(r"fill: var\(--paper\); stroke: var\(--sft-matched\)", gold)
+
+
+def test_other_arms_of_the_figure_of_groups_differ_by_their_shapes():
+    shapes = [dot["marker"] for dot in _dots(["main", "other", "other", "other", "gold", "gold"])]
+    assert len(set(shapes[1:4])) == 3
+    assert shapes[4] != shapes[5]
+    assert "o" not in shapes[1:4]
