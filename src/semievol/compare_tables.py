@@ -135,11 +135,11 @@ def _paired_table(
         for d in found
     ]
     drop = {key for key in ("unpaired", "bootstrap") if not any(row[key] for row in rows)}
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = list(dict.fromkeys(d["method"] for d in found if d["method"] != "no_difference"))
     note = "Detectable: the true difference that would be found four times in five with these runs and rows."
-    if len(methods) == 1:
+    if len(methods) < 2:
         drop.add("method")
-        note += f" Test: {methods[0]}."
+        note += "".join(f" Test: {METHOD_TITLES[method]}." for method in methods)
     sizes = {row["n_rows"] for row in rows}
     if len(sizes) == 1:
         drop.add("n_rows")
