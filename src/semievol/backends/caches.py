@@ -1,6 +1,6 @@
 """Keys and values of what prompts start with, and the cutting and joining of the rows of a forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,16 @@ from semievol.backends.shared_starts import StartGroup
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
+
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""What transformers calls the key-value cache, in the arguments of a forward pass and in what it returns: from 5.24 on,
+and before."""
+
+
+def find_cache_name(accepted: Collection[str]) -> str | None:
+    """The name under which a model takes and returns its cache, from the parameters of its forward pass; None: none."""
+    return next((name for name in CACHE_NAMES if name in accepted), None)
 
 
 class SharedPrefix:

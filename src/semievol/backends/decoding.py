@@ -26,7 +26,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semievol.backends.caches import SharedPrefix, Starts, cut_rows, has_full_attention, join_caches
+from semievol.backends.caches import (
+    CACHE_NAMES,
+    SharedPrefix,
+    Starts,
+    cut_rows,
+    find_cache_name,
+    has_full_attention,
+    join_caches,
+)
 from semievol.backends.last_layer import LastLayer
 from semievol.backends.shared_starts import MIN_SHARED_START, group_by_start
 from semievol.backends.tries import Trie, TrieRow, common_length, cut_trie, find_ancestors, find_positions
@@ -66,6 +74,7 @@ class CausalLm:
         self._stop_ids = stop_ids
         self._takes_positions = "position_ids" in accepted
         self._keeps_logits = "logits_to_keep" in accepted
+        self._cache_name = find_cache_name(accepted) or CACHE_NAMES[0]
         self._attention = model.config._attn_implementation
         self._full_attention = self._takes_positions and has_full_attention(model)
         self._last_layer = LastLayer(model)
@@ -217,7 +226,7 @@ class CausalLm:
         """Logits of the last `keep` columns, (rows, keep, vocab), and the cache."""
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": use_cache}
         if cache is not None:
-            arguments["past_key_values"] = cache
+            arguments[self._cache_name] = cache
         if self._takes_positions:
             arguments["position_ids"] = positions
         if self._keeps_logits:
@@ -225,7 +234,7 @@ class CausalLm:
         with self._last_layer.only(keep) if keep < ids.shape[1] else nullcontext():
             out = self._model(**arguments)
         self.forward_passes += 1
-        state = getattr(out, "past_key_values", None)
+        state = getattr(out, self._cache_name, None)
         if use_cache and state is None:
             raise ConfigError(
                 f"model.path: {type(self._model).__name__} keeps no key-value cache, which is not supported"

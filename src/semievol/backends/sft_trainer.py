@@ -30,7 +30,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from semievol.backends.base import Progress
-from semievol.backends.caches import SharedPrefix, has_full_attention
+from semievol.backends.caches import CACHE_NAMES, SharedPrefix, find_cache_name, has_full_attention
 from semievol.backends.last_layer import LastLayer
 from semievol.backends.sft_batches import (
     IGNORED,
@@ -180,6 +180,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
         # What TRL put over the forward hides the signature of the model.
         self._accepted = frozenset(inspect.signature(type(self._base).forward).parameters)
         self._takes_columns = "logits_to_keep" in self._accepted
+        self._cache_name = find_cache_name(self._accepted) or CACHE_NAMES[0]
         # TRL's fused loss gathers figures at every batch: all processes would have to take it for the same batches.
         alone_on_gpu = self.args.device.type == "cuda" and self.accelerator.num_processes == 1
         self._use_fused: bool | None = None if alone_on_gpu else False
@@ -316,12 +317,12 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
                 use_cache=True,
                 **keep,
             )
-        prefix = SharedPrefix(ids[0, :n_shared].tolist(), out.past_key_values)
+        prefix = SharedPrefix(ids[0, :n_shared].tolist(), out[self._cache_name])
         return {
             "input_ids": None,
             "inputs_embeds": rest,
             "position_ids": positions[:, n_shared:],
-            "past_key_values": prefix.expand(len(ids)),
+            self._cache_name: prefix.expand(len(ids)),
             "use_cache": True,
         }
 
@@ -453,7 +454,7 @@ def can_share_start(model: PreTrainedModel | PeftModel, arguments: SFTConfig) ->
     drops = any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in model.modules())
     drops = drops or (getattr(base.config, "attention_dropout", None) or 0.0) > 0
     accepted = inspect.signature(type(base).forward).parameters
-    takes_all = {"position_ids", "past_key_values", "inputs_embeds"} <= set(accepted)
+    takes_all = {"position_ids", "inputs_embeds"} <= set(accepted) and find_cache_name(accepted) is not None
     shares = bool(arguments.fsdp)  # embeddings cannot be looked up outside of the forward pass then
     return takes_all and has_full_attention(base) and not drops and not checkpoints(arguments) and not shares
 
