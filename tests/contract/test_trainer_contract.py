@@ -521,7 +521,7 @@ def completion_trainer(path, tmp_path, rows, *, r=0):
 
     from semievol.backends.sft_batches import CompletionCollator, make_dataset
     from semievol.backends.sft_rows import EncodedRow
-    from semievol.backends.sft_trainer import CompletionTrainer, can_share_start
+    from semievol.backends.sft_trainer import CompletionTrainer, can_share_start, name_checkpointing
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     data = make_dataset([EncodedRow(str(i), ids, n_prompt) for i, (ids, n_prompt) in enumerate(rows)])
@@ -530,7 +530,7 @@ def completion_trainer(path, tmp_path, rows, *, r=0):
         use_cpu=True,
         bf16=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        activation_checkpointing=False,
+        **{name_checkpointing(): False},
     )
     model = AutoModelForCausalLM.from_pretrained(path)
     collator = CompletionCollator(tokenizer.eos_token_id, can_share_start(model, arguments))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from semievol.backends import hf
+from semievol.backends.caches import find_cache_name
 from semievol.config import ModelConfig
 from semievol.errors import ConfigError
 from semievol.types import Message, ModelRef
@@ -99,13 +100,13 @@ class CausalEngine:
         """What each sample drew, the stop token included; log-probabilities are the model's raw ones."""
         draws = [torch.Generator().manual_seed(_seed(chat.seed, i)) for i in range(chat.n)]
         drawn: list[list[_Drawn]] = [[] for _ in draws]
-        ids, cache = torch.tensor([prompt] * chat.n), None
+        ids, cache = torch.tensor([prompt] * chat.n), {}
         bias = torch.zeros(model.config.get_text_config().vocab_size)
         for token, value in chat.logit_bias.items():
             bias[token] = value
         for _ in range(max_tokens):
-            out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(input_ids=ids, use_cache=True, **cache)
+            cache = {(name := find_cache_name(out)): out[name]}
             raw = out.logits[:, -1].float().log_softmax(-1)
             step = [_draw(raw[i] + bias, chat.temperature, chat.top_p, g) for i, g in enumerate(draws)]
             for row, token, logprobs in zip(drawn, step, raw, strict=True):

@@ -140,13 +140,15 @@ class TorchEngine:
     def _complete(self, prompt: list[int], asked: CompletionBody, sample: int) -> list[Step]:
         import torch
 
+        from semievol.backends.caches import find_cache_name
+
         draws = torch.Generator().manual_seed((asked.seed or 0) + sample)
         steps: list[Step] = []
         with torch.inference_mode():
-            ids, cache = torch.tensor([prompt]), None
+            ids, cache = torch.tensor([prompt]), {}
             while len(steps) < asked.max_tokens:
-                out = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
-                cache = out.past_key_values
+                out = self._model(input_ids=ids, use_cache=True, **cache)
+                cache = {(name := find_cache_name(out)): out[name]}
                 raw = out.logits[0, -1].float().log_softmax(-1)
                 token = self._draw(raw, asked, draws)
                 wanted = asked.logprob_token_ids or raw.topk(asked.logprobs or 1).indices.tolist()

@@ -19,9 +19,9 @@ CACHE_NAMES = ("cache", "past_key_values")
 and before."""
 
 
-def find_cache_name(accepted: Collection[str]) -> str | None:
-    """The name under which a model takes and returns its cache, from the parameters of its forward pass; None: none."""
-    return next((name for name in CACHE_NAMES if name in accepted), None)
+def find_cache_name(known: Collection[str]) -> str | None:
+    """The name of the cache among the parameters of a forward pass, or in what it returned; None: no cache."""
+    return next((name for name in CACHE_NAMES if name in known), None)
 
 
 class SharedPrefix:

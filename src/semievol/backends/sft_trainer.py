@@ -376,8 +376,6 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # trl carries no typ
 
 def _training_arguments(job: SftJob) -> SFTConfig:
     config = job.config
-    known = {field.name for field in fields(SFTConfig)}
-    checkpointing = next(name for name in CHECKPOINTING if name in known)
     arguments = SFTConfig(
         output_dir=str(job.partial_dir),
         per_device_train_batch_size=config.per_device_train_batch_size,
@@ -412,7 +410,7 @@ def _training_arguments(job: SftJob) -> SFTConfig:
         prediction_loss_only=True,
         dataloader_pin_memory=job.device.type == "cuda",
         # Shares have their own way to it (`fsdp_config`).
-        **{checkpointing: config.activation_checkpointing and not config.is_sharded},
+        **{name_checkpointing(): config.activation_checkpointing and not config.is_sharded},
         **distributed_arguments(config, job.device),
     )
     if config.num_processes == 1:
@@ -461,7 +459,13 @@ def can_share_start(model: PreTrainedModel | PeftModel, arguments: SFTConfig) ->
 
 def checkpoints(arguments: SFTConfig) -> bool:
     """Whether activations are computed again for the backward pass."""
-    return bool(next(getattr(arguments, name) for name in CHECKPOINTING if hasattr(arguments, name)))
+    return bool(getattr(arguments, name_checkpointing()))
+
+
+def name_checkpointing() -> str:
+    """What the installed transformers call the setting that has activations computed again."""
+    known = {field.name for field in fields(SFTConfig)}
+    return next(name for name in CHECKPOINTING if name in known)
 
 
 def _check_weights(model: torch.nn.Module, step: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from semievol.backends.caches import find_cache_name
 from semievol.demo import pocket
 from semievol.errors import ConfigError
 
@@ -59,9 +60,8 @@ def test_cached_decoding_with_left_padding_equals_the_plain_forward(model: Any) 
     with torch.no_grad():
         expected = model(ids).logits
         first = model(padded[:, :8], attention_mask=mask[:, :8], position_ids=positions[:, :8], use_cache=True)
-        rest = model(
-            padded[:, 8:], attention_mask=mask, position_ids=positions[:, 8:], past_key_values=first.past_key_values
-        )
+        cache = {(name := find_cache_name(first)): first[name]}
+        rest = model(padded[:, 8:], attention_mask=mask, position_ids=positions[:, 8:], **cache)
     torch.testing.assert_close(first.logits[:, 3:], expected[:, :5], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rest.logits, expected[:, 5:], rtol=1e-4, atol=1e-4)
 
