@@ -124,6 +124,10 @@ def normalize_target(raw: str, example: Example, task: TaskConfig, facts: TaskFa
     return Target(value)
 
 
+GRADED = ("token_f1", "rouge_l")
+"""Metrics that give shares of a point."""
+
+
 def default_metric(task: TaskConfig) -> str:
     """The metric of the task: the one that is set, else accuracy, exact_match (span) or rouge_l (text)."""
     return task.metric or _DEFAULT_METRICS[task.type]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from semievol.answers import GRADED, default_metric
 from semievol.config import RECIPES, ConfigurationConfig, RunConfig, parse_config
 from semievol.errors import ConfigError
 from semievol.pipeline import STAGES, Step
@@ -35,8 +36,8 @@ ONE_THRESHOLD: Overrides = {"select.per_answer": False, "select.min_confidence":
 """Selection as both recipes have it: what a config adds to it is no part of the other methods."""
 EVERY_LABEL: Overrides = {**ONE_THRESHOLD, "select.keep_fraction": 1.0}
 
-BEFORE = ("data", "adapt", "warmup")
-"""Stages before the first round."""
+ONCE = ("data", "adapt", "warmup", "measure")
+"""Stages of which the number of rounds changes nothing by itself; of the evolved models measure names the last."""
 LABELING = ("retrieve", "propagate", "justify", "select")
 METHOD = ("data", "warmup", *LABELING, "evolve")
 
@@ -65,9 +66,29 @@ class Arm:
                 f"generator.type: {config.generator.type} does not give"
             )
         try:
-            configure(self, config)
+            return self._misfit_of_trainer(configure(self, config)) or self._misfit_of_metric(config)
         except ConfigError as error:
             return str(error)
+
+    def _misfit_of_trainer(self, config: RunConfig) -> str:
+        trainer = config.trainer
+        if trainer.type != "openai":
+            return ""
+        if config.adapt.enabled and "warmup" in self.stages:
+            return "it trains on plain text, and trainer.type: openai on chats alone"
+        if "distill" in self.stages:
+            return "its rows have weights, which trainer.type: openai does not take"
+        if "control" in self.stages and trainer.batch_size == "auto":
+            return (
+                "with trainer.batch_size: auto the server chooses how many optimiser steps a training has; set it to a "
+                "number"
+            )
+        return ""
+
+    def _misfit_of_metric(self, config: RunConfig) -> str:
+        metric = default_metric(config.task)
+        if "oracle_select" in self.stages and metric in GRADED:
+            return f"it keeps the right answers, and task.metric: {metric} calls none simply right or wrong"
         return ""
 
 
@@ -105,7 +126,7 @@ def plan_arm(arm: Arm, config: RunConfig, *, use_gold: bool) -> list[Step]:
     steps: list[Step] = []
     for name in names:
         if name not in ROUND_STAGES:
-            steps.append(Step(ARM_STAGES[name], 1 if name in BEFORE else config.rounds))
+            steps.append(Step(ARM_STAGES[name], 1 if name in ONCE else config.rounds))
         elif ARM_STAGES[name] is repeated[0]:
             steps += [Step(stage, r) for r in range(1, config.rounds + 1) for stage in repeated]
     return steps
@@ -153,7 +174,7 @@ def _few_shot(config: RunConfig, *, embedder: str) -> Overrides:
     """The base sees the k nearest labelled rows. Dense: the config's own embedder, MiniLM where that is BM25."""
     values: Overrides = {"measure.model": "base", "measure.k": config.retrieve.k or 3}
     if embedder == "bm25":
-        return values | {"embedder": {"type": "bm25"}}
+        return values | {"embedder": {"type": "bm25"}, "retrieve.index": "exact"}
     if config.embedder.type == "bm25":
         return values | {"embedder": {"type": "sentence_transformers"}}
     return values
@@ -164,6 +185,8 @@ def _best_answer_of(model: str, config: RunConfig) -> Overrides:
     values: Overrides = {
         "propagate.configurations": [{"model": model, "k": 0}],
         "propagate.draw": None,
+        "propagate.cascade": None,
+        "justify.model": model,
         "select.apply_to": "all",
         "select.prompt": "plain",
         **EVERY_LABEL,
@@ -183,8 +206,33 @@ def _pseudo_confident(config: RunConfig) -> Overrides:
 
 
 def _reflection(config: RunConfig) -> Overrides:
-    kept = {"select.min_agreement": 1.0, "evolve.train_on": "selected", "evolve.init": "base"}
-    return _best_answer_of("base", config) | {"justify.when": "always", "justify.model": "base"} | kept
+    kept = {"select.min_agreement": 1.0, "evolve.train_on": "selected"}
+    return _best_answer_of("base", config) | {"justify.when": "always"} | kept | _from_base(config)
+
+
+def _from_base(config: RunConfig) -> Overrides:
+    """Training afresh: a rate for going on from the warm-up (released: 1e-6) would teach the base nothing."""
+    if config.evolve.init == "base":
+        return {}
+    return {"evolve.init": "base", "evolve.learning_rate": config.warmup.learning_rate}
+
+
+def _released(config: RunConfig) -> Overrides:
+    """The recipe, and what the released code does besides, whatever the config says."""
+    values: Overrides = {
+        "recipe": "released",
+        **ONE_THRESHOLD,
+        **RECIPES["released"],
+        "propagate.draw": None,
+        "propagate.cascade": None,
+        "propagate.answer_with": "samples",
+        "propagate.temperature": 1.0,
+        "propagate.top_p": 1.0,
+        "justify.model": "warm",
+    }
+    if config.trainer.type == "openai":  # the server sets the rate
+        values["evolve.learning_rate"] = None
+    return values
 
 
 def _configurations(config: RunConfig) -> tuple[ConfigurationConfig, ...]:
@@ -197,7 +245,7 @@ def _configurations(config: RunConfig) -> tuple[ConfigurationConfig, ...]:
 
 def _without_warmup(config: RunConfig) -> Overrides:
     listed = [{"model": "base", "k": c.k} for c in _configurations(config)]
-    return {"propagate.configurations": listed, "justify.model": "base", "evolve.init": "base"}
+    return {"propagate.configurations": listed, "justify.model": "base"} | _from_base(config)
 
 
 def _without_demonstrations(config: RunConfig) -> Overrides:
@@ -205,9 +253,24 @@ def _without_demonstrations(config: RunConfig) -> Overrides:
 
 
 def _without_collaboration(config: RunConfig) -> Overrides:
-    """The warm model with most demonstrations: what is left of the other two parts of the method stays."""
+    """The warm model with most demonstrations: what is left of the other two parts of the method stays.
+
+    A single answer agrees with itself. Where rows that all agree on are kept as they are, the percentile is therefore
+    taken over all rows, or selection would go with collaboration.
+
+    Raises:
+        ConfigError: If rows are ranked by agreement, which all have then.
+    """
+    if config.select.signal in ("agreement", "sample_entropy"):
+        raise ConfigError(
+            f"select.signal: {config.select.signal} is the same for all rows where a single configuration answers, so "
+            "nothing could be selected by it; set select.signal: mean_nll"
+        )
     one = max(_configurations(config), key=lambda c: (c.model == "warm", c.k))
-    return {"propagate.configurations": [one.model_dump()]}
+    values: Overrides = {"propagate.configurations": [one.model_dump()]}
+    if config.select.apply_to == "justified":
+        values |= {"select.apply_to": "all", "select.prompt": "plain"}
+    return values
 
 
 _ARMS = (
@@ -274,7 +337,7 @@ _ARMS = (
         "semievol_released",
         "the method as the authors' released code does it",
         METHOD,
-        lambda _: {"recipe": "released", "propagate.draw": None, **ONE_THRESHOLD, **RECIPES["released"]},
+        _released,
     ),
     Arm(
         "semievol-iwp",
@@ -301,7 +364,12 @@ _ARMS = (
         "oracle_full",
         "bound: fine-tuned on the labelled rows and the targets of all unlabelled ones",
         ("data", "oracle_full", "evolve"),
-        _set(evolve__kept_by="oracle_full", evolve__init="base", evolve__train_on="labeled+selected", rounds=1),
+        lambda config: {
+            "evolve.kept_by": "oracle_full",
+            "evolve.train_on": "labeled+selected",
+            "rounds": 1,
+            **_from_base(config),
+        },
         uses_gold=True,
     ),
 )

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -244,10 +244,10 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
 
 
-def folder_hash(path: Path) -> str:
-    """SHA-256 over the weights and config files of a model folder (names and bytes)."""
+def folder_hash(path: Path, *, digest: Callable[[Path], str] = file_hash) -> str:
+    """SHA-256 over the weights and config files of a model folder (names and bytes, the latter by `digest`)."""
     files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json") and not p.name.startswith("fit_"))
-    return content_hash([(p.name, file_hash(p)) for p in files])
+    return content_hash([(p.name, digest(p)) for p in files])
 
 
 def remove_folder(path: Path) -> None:

@@ -62,6 +62,12 @@ def run_sweep(
         raise ConfigError(f"nothing to sweep{single}: give at least one key=v1,v2,..., for example n=1,2,3,4,5")
     points = plan_points(axes, cartesian=cartesian)
     names = list(ARMS) if arms is None else parse_names(arms)
+    few_shot = [name for name in names if name.startswith("few_shot")]
+    without = next((key for key in ("k", "retrieve.k") if 0 in axes.get(key, ())), None)
+    if few_shot and without is not None:
+        raise ConfigError(
+            f"sweep {without}=0: {', '.join(few_shot)} would show no demonstrations; leave the value or the arm out"
+        )
     return _compare("sweep", source, overrides, names, options, reporter, settings=point_settings(points), sweep=axes)
 
 

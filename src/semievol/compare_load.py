@@ -88,22 +88,37 @@ class ArmRun:
         return {name: entry for name, entry in self.steps.items() if name.rpartition("/")[2] not in foreign}
 
     @property
-    def final_steps(self) -> int | None:
-        """Optimiser steps of the training that gave the model, on top of a warm-up or afresh; None without one."""
-        trained = [e for name, e in self.own_steps.items() if name.rpartition("/")[2] in FINAL]
-        trained = trained or [e for name, e in self.own_steps.items() if name == "warmup"]
-        return int((trained[-1].get("stats") or {}).get("optimizer_steps") or 0) if trained else None
+    def steps_from_base(self) -> int | None:
+        """Optimiser steps from the base to the model: of a training afresh its own, of one that goes on all before it.
+
+        Language modelling of the questions (adapt) is not among them. None where nothing was trained.
+        """
+        n_steps = {
+            name: int((entry.get("stats") or {}).get("optimizer_steps") or 0)
+            for name, entry in self.own_steps.items()
+            if name.rpartition("/")[2] in ("warmup", *FINAL)
+        }
+        final = [name for name in n_steps if name != "warmup"]
+        goes_on = (self.config.get("evolve") or {}).get("init") == "warm" and "distill" not in final
+        if not n_steps:
+            return None
+        return sum(n_steps.values()) if goes_on or not final else n_steps[final[-1]]
 
     @property
     def precisions(self) -> set[str]:
         """What its model was trained in, bf16 or fp32; empty without a training on a machine of ours."""
         return {p for e in self.own_steps.values() if (p := (e.get("stats") or {}).get("precision")) is not None}
 
+    @property
+    def versions(self) -> set[str]:
+        """`package version` of what computed the steps of its model."""
+        return {f"{name} {v}" for e in self.own_steps.values() for name, v in (e.get("versions") or {}).items()}
+
     @cached_property
     def audited(self) -> dict[str, bool | None]:
         """Whether each unlabelled row's pseudo-label is right; empty unless gold was used."""
         run_dir = RunDir(self.folder)
-        if not run_dir.file(AUDITED).exists():
+        if "audit" not in self.steps or not run_dir.file(AUDITED).exists():
             return {}
         return {row.example_id: row.is_right for row in run_dir.read_records(AUDITED, AuditedRow)}
 
@@ -112,7 +127,8 @@ class ArmRun:
         run_dir = RunDir(self.folder)
         labels: dict[str, PseudoLabel] = {}
         number = 1
-        while run_dir.file(artifact := f"round-{number}/justify/pseudo_labels").exists():
+        while f"round-{number}/justify" in self.steps:
+            artifact = f"round-{number}/justify/pseudo_labels"
             labels |= {label.example_id: label for label in run_dir.read_records(artifact, PseudoLabel)}
             number += 1
         return list(labels.values())

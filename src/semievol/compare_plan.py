@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from semievol.arms import Arm, configure, plan_arm
 from semievol.artifacts import DROPPED, RunDir
-from semievol.comparison import ComparisonRecord, RunRecord
+from semievol.comparison import ComparisonRecord, RunRecord, format_setting
 from semievol.config import RunConfig
 from semievol.errors import ConfigError
 from semievol.pipeline import Step, fingerprint_steps
@@ -99,9 +99,9 @@ def split_configs(config: RunConfig | Mapping[int, RunConfig], splits: Sequence[
 
 
 def base_config(config: RunConfig | Mapping[int, RunConfig]) -> dict[str, Any]:
-    """What all runs have in common, as plain values: no seeds or folders, and no files where each split has its own."""
+    """What the results of all runs depend on, as plain values: no seeds, and no files where each split has its own."""
     one = config if isinstance(config, RunConfig) else next(iter(config.values()))
-    plain: dict[str, Any] = one.model_dump(mode="json", exclude={"seed", "output_dir"})
+    plain = {key: value for key, value in one.lasting().items() if key not in ("seed", "output_dir", "report")}
     plain["data"].pop("seed")
     if not isinstance(config, RunConfig):
         plain["data"] = {key: value for key, value in plain["data"].items() if key not in _FILES}
@@ -130,6 +130,21 @@ def plan_runs(
         steps = plan_arm(by_name[run.arm], config, use_gold=record.use_gold)
         planned.append(PlannedRun(run, config, tuple(steps)))
     return planned
+
+
+def find_fixed(runs: Sequence[PlannedRun], sweep: Mapping[str, Sequence[object]]) -> list[str]:
+    """A line for each swept key that an arm sets itself, so that all its points are the same; one key at a time."""
+    lines = []
+    for key, values in sweep.items():
+        points = {format_setting({key: value}) for value in values}
+        seen: dict[str, set[str]] = {}
+        for run in (run for run in runs if run.record.setting in points):
+            seen.setdefault(run.record.arm, set()).add(run.config.model_copy(update={"seed": 0}).model_dump_json())
+        n_splits = len({run.record.split for run in runs})
+        fixed = [arm for arm, configs in seen.items() if len(points) > 1 and len(configs) == n_splits]
+        if fixed:
+            lines.append(f"{key} changes nothing of {', '.join(fixed)}: the arm sets it itself")
+    return lines
 
 
 def fingerprint_run(run: PlannedRun, folder: Path, backends: Callable[[RunConfig], Backends]) -> dict[str, str]:

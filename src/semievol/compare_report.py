@@ -121,8 +121,9 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         total_cost: `compare_details.total_cost`: of the whole comparison, each shared step once.
         arms: One entry for each arm and setting: arm, label, description, uses_gold, setting, status, the fields of
             `compare_results.Measured` (None without a finished run), unfinished (split, seed, status, error), cost
-            (`compare_load.run_cost`, mean of a run), final_steps (`compare_load.ArmRun.final_steps`, mean), calibration
-            (`compare_details.Calibration`) and signals (`compare_details.SignalQuality`).
+            (`compare_load.run_cost`, mean of a run), steps_from_base (`compare_load.ArmRun.steps_from_base`, mean),
+            precisions, versions, calibration (`compare_details.Calibration`) and signals
+            (`compare_details.SignalQuality`).
         differences: `compare_results.PairedResult` of each arm against the reference.
         headline: The one of them that the verdict reads; None where there is none.
         headline_other: The method against another arm that learns from labelled rows alone, where the reference is at
@@ -339,7 +340,7 @@ def _describe(data: ComparisonData, cell: Cell, rates: Mapping[str, float]) -> d
             "majority",
         )
     )
-    steps = [run.final_steps for run in cell.done if run.final_steps is not None]
+    steps = [run.steps_from_base for run in cell.done if run.steps_from_base is not None]
     return {
         "arm": cell.arm.name,
         "label": cell_label(cell.arm.name, cell.setting, uses_gold=cell.arm.uses_gold),
@@ -358,8 +359,9 @@ def _describe(data: ComparisonData, cell: Cell, rates: Mapping[str, float]) -> d
             if run.status != "done"
         ],
         "cost": mean_cost(cell, rates),
-        "final_steps": sum(steps) / len(steps) if steps else None,
+        "steps_from_base": sum(steps) / len(steps) if steps else None,
         "precisions": sorted(set().union(*(run.precisions for run in cell.done))),
+        "versions": sorted(set().union(*(run.versions for run in cell.done))),
         "calibration": None if calibration is None else asdict(calibration),
         "signals": [asdict(signal) for signal in rate_signals(cell)],
     }

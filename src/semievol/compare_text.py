@@ -297,6 +297,7 @@ def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
             _chance_remark(results, done),
             _steps_remark(results, done),
             _precision_remark(done),
+            _versions_remark(done),
         ]
     return tuple(remark for remark in remarks if remark)
 
@@ -342,16 +343,16 @@ def _chance_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]
 
 
 def _steps_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
-    """Arms whose model was trained for longer or shorter than that of the reference."""
-    reference = next((e["final_steps"] for e in done if e["arm"] == results["reference"]), None)
+    """Arms whose model is further from the base, or nearer to it, than that of the reference."""
+    reference = next((e["steps_from_base"] for e in done if e["arm"] == results["reference"]), None)
     if not reference or results["sweep"]:
         return ""
-    other = {e["label"]: e["final_steps"] for e in done if e["final_steps"] is not None}
+    other = {e["label"]: e["steps_from_base"] for e in done if e["steps_from_base"] is not None}
     listed = [f"{label} {n:.0f}" for label, n in other.items() if abs(n - reference) > STEPS_ALIKE * reference]
     if not listed:
         return ""
     return (
-        f"Final trainings differ in optimiser steps: {results['reference_label']} {reference:.0f}, but "
+        f"Models differ in optimiser steps from the base: {results['reference_label']} {reference:.0f}, but "
         f"{', '.join(listed)}. A part of these differences may be training time."
     )
 
@@ -366,6 +367,22 @@ def _precision_remark(done: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"Not all trainings ran in one precision: some in {rarer}{named}. A part of the differences may be rounding; "
         "trainer.precision sets one for all machines."
+    )
+
+
+def _versions_remark(done: Sequence[Mapping[str, Any]]) -> str:
+    """Packages of which some steps ran with one version and some with another."""
+    found: dict[str, set[str]] = {}
+    for name, _, version in (text.partition(" ") for entry in done for text in entry["versions"]):
+        found.setdefault(name, set()).add(version)
+    mixed = [
+        f"{name} {' and '.join(sorted(versions))}" for name, versions in sorted(found.items()) if len(versions) > 1
+    ]
+    if not mixed:
+        return ""
+    return (
+        f"Not all steps ran with the same versions: {'; '.join(mixed)}. A part of the differences may come from that; "
+        "another --output-dir runs all of them with one."
     )
 
 

@@ -27,6 +27,7 @@ from semievol.compare_plan import (
     Setting,
     base_config,
     choose_reference,
+    find_fixed,
     fingerprint_run,
     finished_steps,
     guess_seconds,
@@ -128,6 +129,8 @@ def compare(
         config=base_config(config),
     )
     runs = plan_runs(record, chosen, configs, settings or {"": lambda c: c})
+    for line in find_fixed(runs, sweep or {}):
+        reporter.note(line)
     with RunDir(output_dir).lock():
         for run in runs:
             forget_lost(RunDir(output_dir / run.record.folder), run.steps)
@@ -196,6 +199,8 @@ def _with_earlier(
     known = {run.key for run in record.runs}
     others = [run for run in earlier.runs if run.status == "done" and run.key not in known]
     fits = can_join(record, earlier)
+    if fits and earlier.use_gold and any(run.status == "done" for run in record.runs):
+        record = replace(record, use_gold=True)  # what they opened stays opened: their audits are there
     kept = [run for run in others if fits and _is_current(folder, run, backends)]
     if len(kept) < len(others):
         why = _reason_to_leave(record, earlier)

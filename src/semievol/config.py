@@ -492,6 +492,12 @@ def local_generator(config: GeneratorConfig) -> GeneratorConfig:
     return config.inner if isinstance(config, RayGeneratorConfig) else config
 
 
+def answer_settings(config: GeneratorConfig) -> list[Any]:
+    """What of a generator's section gives other answers: its type, and the keys that do more than move rounding."""
+    local = local_generator(config)
+    return [local.type, local.model_dump(mode="json", include={"extra_args", "accuracy"}, exclude_defaults=True)]
+
+
 class LaunchConfig(Section):
     """Training in several processes, one for each device, started by torchrun (docs/scaling.md).
 
@@ -577,6 +583,8 @@ class TrlTrainerConfig(Section):
     """Trackers, passed to transformers: wandb, trackio, mlflow, tensorboard, ..."""
     launch: LaunchConfig | None = None
     """Train in several processes. None: in the process of the run, on one device."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"save_steps", "report_to"})
 
     @property
     def num_processes(self) -> int:

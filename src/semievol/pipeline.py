@@ -24,9 +24,19 @@ from semievol.config import RunConfig, Section
 from semievol.errors import ArtifactError, ConfigError, DiskFullError, SemiEvolError
 from semievol.sft import TRAINED_IN
 from semievol.sharing import SharedSteps
-from semievol.stage import ROUND_STAGES, Backends, Reporter, SilentReporter, Stage, StageContext
+from semievol.stage import (
+    ROUND_STAGES,
+    Backends,
+    Reporter,
+    SilentReporter,
+    Stage,
+    StageContext,
+    base_identity,
+    embedder_identity,
+)
 from semievol.stages import adapt, control, data, evaluate, evolve, justify, propagate, report, retrieve, select, warmup
 from semievol.tables import locate_source
+from semievol.versions import package_versions
 
 STAGES: tuple[Stage, ...] = (
     data.STAGE,
@@ -205,16 +215,22 @@ def refuse_foreign_files(config: RunConfig, run_dir: RunDir) -> None:
 class _Start:
     """What happens once, before a run changes anything in its folder."""
 
-    def __init__(self, config: RunConfig, run_dir: RunDir, left: Collection[str]) -> None:
+    def __init__(self, config: RunConfig, run_dir: RunDir, steps: Sequence[Step], left: Collection[str]) -> None:
         self._config, self._run_dir, self._left = config, run_dir, left
+        self._names = {step.name for step in steps}
         self._is_done = False
 
     def __call__(self) -> None:
-        """Store the config, and forget the steps that will run: none of them counts under settings of another run."""
+        """Store the config, and forget the steps that will run: none of them counts under settings of another run.
+
+        Nor do steps that this run does not have, such as those of further rounds.
+        """
         if self._is_done:
             return
         self._is_done = True
-        self._run_dir.forget_stages([*self._left])
+        if self._left:
+            foreign = self._run_dir.manifest().keys() - self._names
+            self._run_dir.forget_stages([*self._left, *foreign])
         if "report" in self._left:
             for name in LOOSE:
                 (self._run_dir.path / name).unlink(missing_ok=True)
@@ -242,7 +258,7 @@ def _run_locked(
     forget_lost(run_dir, steps)
     fingerprints = fingerprint_steps(config, run_dir, backends, steps)
     left = _steps_to_run(config, run_dir, steps, fingerprints) | set(again)
-    start = _Start(config, run_dir, left)
+    start = _Start(config, run_dir, steps, left)
     if again or not (run_dir.path / CONFIG).is_file():
         start()
     due = steps if until is None else steps[: steps.index(until) + 1]
@@ -254,7 +270,7 @@ def _run_locked(
             continue
         ctx = StageContext(config, run_dir, step.stage, backends, reporter, step.round, shared, begin=start)
         if config.generator.type in HOSTED and step.stage.name not in ("data", "report"):
-            _check_server(ctx)
+            _check_server(ctx, selects="select" in stages)
         if config.embedder.type in HOSTED and step.stage.name in ("adapt", "warmup") and "retrieve" in stages:
             backends.retriever().index(["probe"], ["Is anybody there?"])  # fails here, before a training is paid for
         if shared is None:
@@ -317,10 +333,10 @@ def _run_or_take_over(ctx: StageContext, step: Step, fingerprint: str, shared: S
         raise
 
 
-def _check_server(ctx: StageContext) -> None:
+def _check_server(ctx: StageContext, *, selects: bool) -> None:
     """Ask a server what it gives before anything is paid for. Raises ConfigError if the selection needs more."""
     config = ctx.config
-    if not ctx.backends.generator.gives_logprobs and config.select.signal in LOGPROB_SIGNALS:
+    if not ctx.backends.generator.gives_logprobs and selects and config.select.signal in LOGPROB_SIGNALS:
         raise ConfigError(
             f"select.signal: {config.select.signal} needs log-probabilities, which {config.model.path} gives none of "
             "here; set select.signal: agreement or sample_entropy (of the sampled answers)"
@@ -354,7 +370,10 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
         **({"reused_train_tokens": train_tokens} if is_reused else {}),
         "peak_memory_bytes": max(after.peak_memory_bytes, stats.get("peak_memory_bytes", 0)),
     }
-    ctx.run_dir.record_stage(step.name, {"fingerprint": fingerprint, "stats": stats, "cost": cost})
+    entry = {"fingerprint": fingerprint, "stats": stats, "cost": cost}
+    if cost["model_seconds"]:
+        entry["versions"] = package_versions()
+    ctx.run_dir.record_stage(step.name, entry)
     ctx.reporter.done(step.name, _sentence(stats), seconds)
 
 
@@ -366,8 +385,12 @@ def _fingerprint(ctx: StageContext, upstream: Sequence[str]) -> str:
         lasting = section.lasting() if isinstance(section, Section) else reduce(getitem, name.split("."), dumped)
         sections[name] = lasting
     tokens = ctx.backends.tokens.fingerprint if "model" in sections else None
+    weights = [
+        base_identity(ctx.config) if "model" in sections else None,
+        embedder_identity(ctx.config) if "embedder" in sections else None,
+    ]
     extra = ctx.stage.fingerprint_extra(ctx) if ctx.stage.fingerprint_extra else None
-    return content_hash(__version__, ctx.stage.name, ctx.round, sections, tokens, extra, list(upstream))
+    return content_hash(__version__, ctx.stage.name, ctx.round, sections, tokens, weights, extra, list(upstream))
 
 
 def _sentence(stats: dict[str, Any]) -> str:

@@ -30,8 +30,9 @@ from semievol.backends.base import (
     open_tokens,
     open_trainer,
 )
-from semievol.config import LARGEST_SHARD, RayGeneratorConfig, RunConfig, local_generator
+from semievol.config import LARGEST_SHARD, RayGeneratorConfig, RunConfig, answer_settings
 from semievol.errors import ArtifactError, GenerationError
+from semievol.identities import weights_identity
 from semievol.prompts import PromptBuilder
 from semievol.sharing import SharedSteps
 from semievol.spool import Spool
@@ -335,9 +336,9 @@ class StageContext:
         if model not in self._model_keys:
             adapter = None if model.adapter is None else folder_hash(Path(model.adapter))
             trained = model.base != self.config.model.path and Path(model.base).is_dir()
-            base = folder_hash(Path(model.base)) if trained else [model.base, self.config.model.revision]
-            dtype = [self.config.model.dtype, local_generator(self.config.generator).type]
-            self._model_keys[model] = content_hash(base, adapter, self.backends.tokens.fingerprint, dtype)
+            base = folder_hash(Path(model.base)) if trained else base_identity(self.config)
+            made_by = [self.config.model.dtype, *answer_settings(self.config.generator)]
+            self._model_keys[model] = content_hash(base, adapter, self.backends.tokens.fingerprint, made_by)
         return self._model_keys[model]
 
     def _check(self, name: str, allowed: tuple[str, ...]) -> None:
@@ -350,6 +351,17 @@ class StageContext:
 
     def _inside(self, path: str) -> str:
         return str(self.run_dir.path.resolve() / path) if path.startswith("./") else path
+
+
+def base_identity(config: RunConfig) -> list[str | None]:
+    """The base by name and revision and, of a local folder, by content."""
+    return [config.model.path, config.model.revision, weights_identity(config.model.path)]
+
+
+def embedder_identity(config: RunConfig) -> str | None:
+    """The content of the embedder's model where it is a local folder."""
+    embedder = config.embedder
+    return weights_identity(embedder.model) if embedder.type == "sentence_transformers" else None
 
 
 def plain_turns(messages: Iterable[Message]) -> list[dict[str, str]]:

@@ -102,8 +102,8 @@ def apply_point(config: RunConfig, point: Mapping[str, Any]) -> RunConfig:
         ConfigError: If there is no such key, or the value does not fit it.
     """
     source = f"sweep {format_setting(point)}"
-    # The number of unlabelled rows follows from that of the labelled ones, so it comes last.
-    for key in sorted(point, key=lambda key: key == "unlabeled_ratio"):
+    # Which configurations there are follows from k, and the number of unlabelled rows from that of the labelled ones.
+    for key in sorted(point, key=lambda key: {"k": 0, "retrieve.k": 0, "unlabeled_ratio": 2}.get(key, 1)):
         values = DERIVED[key](config, point[key]) if key in DERIVED else {key: point[key]}
         config = override(config, values, source=source)
     return config
@@ -156,6 +156,12 @@ def _set_unlabeled_ratio(config: RunConfig, value: Any) -> Overrides:
 
 
 def _set_rewording(config: RunConfig, value: Any) -> Overrides:
+    template = config.task.prompt_template
+    if template is not None and "instruction" not in template:
+        raise ConfigError(
+            f"sweep rewording={value}: task.prompt_template has no {{{{ instruction }}}} in it, so no wording would "
+            "reach the model; put it there, or leave rewording out"
+        )
     return {"task.instruction": reword(config.task, _whole("rewording", value, 0, N_WORDINGS - 1))}
 
 

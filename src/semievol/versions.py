@@ -1,6 +1,7 @@
 """Versions of what computes, for results and reports."""
 
 import platform
+from functools import cache
 from importlib import metadata
 
 from semievol import __version__
@@ -9,8 +10,15 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "n
 
 
 def environment() -> dict[str, str]:
-    """Versions of what computes."""
-    versions = {"semievol": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
+    """Versions of what computes, and where."""
+    here = {"semievol": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
+    return here | package_versions()
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that compute, as far as they are installed."""
+    versions = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

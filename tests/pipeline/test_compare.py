@@ -15,6 +15,7 @@ from semievol import pipeline
 from semievol.arms import ARMS, Arm
 from semievol.artifacts import SEALED_GOLD, RunDir
 from semievol.backends.fake import FakeTrainer
+from semievol.compare_load import load_comparison
 from semievol.compare_plan import guess_seconds
 from semievol.comparing import KILLED, compare, run_part
 from semievol.comparison import read_comparison
@@ -543,3 +544,64 @@ def test_audit_of_a_finished_run_needs_no_dropped_model(make_config, tmp_path):
     folder = tmp_path / "c"
     run_compare(make_config(), folder, ["semievol"], keep_models=False)
     assert run_compare(make_config(), folder, ["semievol"], use_gold=True).ran == ["semievol audit"]
+
+
+def test_steps_of_an_earlier_config_count_no_more(make_config, tmp_path):
+    run_compare(make_config(rounds=2, adapt={"enabled": True}), tmp_path / "c", ["semievol"], use_gold=True)
+    run_compare(make_config(), tmp_path / "c", ["semievol"])
+    run_compare(make_config(), tmp_path / "fresh", ["semievol"])
+    names = [set(RunDir(tmp_path / f / "split-0/seed-0/semievol").manifest()) for f in ("c", "fresh")]
+    assert names[0] == names[1]
+    again, fresh = ((load_comparison(tmp_path / f).cells[0].runs[0]) for f in ("c", "fresh"))
+    assert again.audited == {}
+    assert again.pseudo_labels() == fresh.pseudo_labels()
+    assert again.steps_from_base == fresh.steps_from_base
+
+
+def test_models_that_rounds_do_not_change_are_measured_once(make_config, tmp_path):
+    settings = point_settings(plan_points({"rounds": [1, 2]}, cartesian=False))
+    arms = ["zero_shot", "self_consistency"]
+    recorder = run_compare(make_config(), tmp_path / "c", arms, settings=settings, sweep={"rounds": [1, 2]})
+    assert Counter(name.split()[1] for name in recorder.ran)["measure"] == 2
+
+
+def test_arm_that_sets_the_swept_key_itself_is_named(make_config, tmp_path):
+    settings = point_settings(plan_points({"theta": [0.3, 0.5]}, cartesian=False))
+    arms = ["semievol", "semievol_released"]
+    recorder = run_compare(make_config(), tmp_path / "c", arms, settings=settings, sweep={"theta": [0.3, 0.5]})
+    assert [n for n in recorder.notes if "changes nothing" in n] == [
+        "theta changes nothing of semievol_released: the arm sets it itself"
+    ]
+
+
+def test_title_of_the_report_makes_no_other_comparison(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["zero_shot"])
+    recorder = run_compare(make_config(report={"title": "Tickets"}), tmp_path / "c", ["sft"])
+    assert [r.arm for r in read_comparison(tmp_path / "c").runs if r.status == "done"] == ["sft", "zero_shot"]
+    assert "still in the comparison: 1 finished run of an earlier call" in recorder.notes
+
+
+def test_answers_of_another_generator_are_not_taken_for_its_own(make_config, tmp_path):
+    sweep = {"generator.accuracy": [0.1, 0.95]}
+    settings = point_settings(plan_points(sweep, cartesian=False))
+    run_compare(make_config(), tmp_path / "c", ["zero_shot"], settings=settings, sweep=sweep)
+    low, high = (float(run.scores.mean()) for cell in load_comparison(tmp_path / "c").cells for run in cell.runs)
+    assert low < 0.4 < 0.8 < high
+
+
+def test_another_model_in_the_same_folder_is_another_model(make_config, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"first")
+    config = make_config(model={"path": str(model)})
+    run_compare(config, tmp_path / "c", ["zero_shot"])
+    assert run_compare(config, tmp_path / "c", ["zero_shot"]).ran == []
+    (model / "model.safetensors").write_bytes(b"other")
+    assert [name.split()[1] for name in run_compare(config, tmp_path / "c", ["zero_shot"]).ran] == ["data", "measure"]
+
+
+@pytest.mark.parametrize("arm", ["semievol", "semievol-cl"])
+def test_one_configuration_leaves_the_released_selection_in_place(make_config, tmp_path, arm):
+    run_compare(make_config(recipe="released"), tmp_path / "c", [arm])
+    stats = RunDir(tmp_path / "c/split-0/seed-0" / arm).manifest()["round-1/select"]["stats"]
+    assert stats["n_dropped"] > 0

@@ -123,6 +123,8 @@ def write_audit(run_dir: RunDir, seed: int, n: int = 40) -> None:
         rows.append(AuditedRow(f"u{i}", "yes", is_right))
     run_dir.write_records("round-1/justify/pseudo_labels", labels, PseudoLabel)
     run_dir.write_records("audit/audited", rows, AuditedRow)
+    for name in ("round-1/justify", "audit"):
+        run_dir.record_stage(name, {"fingerprint": name, "stats": {}, "cost": dict.fromkeys(COST, 0)})
 
 
 def change_run(folder: Path, place: int, **changes: Any) -> None:

@@ -208,3 +208,83 @@ def test_unknown_arm_is_told_what_there_is(name, hint):
 def test_override_of_an_unknown_key_names_the_nearest():
     with pytest.raises(ConfigError, match=r"sweep: unknown key select.keep_fracton; did you mean keep_fraction"):
         override(make_config(), {"select.keep_fracton": 0.5}, source="sweep")
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+@pytest.mark.parametrize("name", ARMS)
+def test_arm_that_trains_afresh_does_so_at_the_rate_of_a_warm_up(name, recipe):
+    config = configure(ARMS[name], make_config(recipe=recipe))
+    if "evolve" in ARMS[name].stages and config.evolve.init == "base":
+        assert config.evolve.learning_rate is None
+
+
+def test_arm_that_trains_afresh_keeps_a_rate_of_the_users_own():
+    config = configure(ARMS["oracle_full"], make_config(evolve={"learning_rate": 3e-5}))
+    assert config.evolve.learning_rate == 3e-5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"propagate": {"answer_with": "scores"}},
+        {"propagate": {"cascade": {"min_confidence": 0.9}}},
+        {"propagate": {"temperature": 0.2, "top_p": 0.5}},
+        {"justify": {"model": "base"}},
+    ],
+)
+def test_released_arm_is_the_released_code_whatever_the_config_says(changes):
+    found = configure(ARMS["semievol_released"], make_config(**changes))
+    assert (found.propagate, found.justify) == (lambda c: (c.propagate, c.justify))(make_config(recipe="released"))
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("pseudo_all", "warm"), ("pseudo_confident", "warm"), ("reflection", "base")]
+)
+def test_pseudo_labels_of_one_model_are_judged_and_settled_by_it_alone(name, model):
+    changes = {"propagate": {"cascade": {"min_confidence": 0.9}}, "justify": {"model": "base"}}
+    config = configure(ARMS[name], make_config(**changes))
+    assert (config.propagate.cascade, config.justify.model) == (None, model)
+
+
+def test_single_configuration_is_ranked_over_all_rows_as_it_always_agrees_with_itself():
+    config = configure(ARMS["semievol-cl"], make_config(recipe="released"))
+    assert (config.select.apply_to, config.select.prompt) == ("all", "plain")
+
+
+@pytest.mark.parametrize("signal", ["agreement", "sample_entropy"])
+def test_single_configuration_cannot_be_selected_by_agreement(signal):
+    config = make_config(select={"signal": signal})
+    with pytest.raises(ConfigError, match=f"select.signal: {signal} is the same for all rows"):
+        choose_arms(["semievol-cl"], config, use_gold=False)
+    assert "semievol-cl" not in [arm.name for arm in choose_arms(["all"], config, use_gold=False)]
+
+
+HOSTED = {"generator": {"type": "openai"}, "model": {"path": "gpt"}, "retrieve": {"k": 3}}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("tapt_sft", {"trainer": {"type": "openai"}}, "plain text"),
+        (
+            "sft_matched",
+            {"trainer": {"type": "openai", "batch_size": "auto"}, "control": {"enabled": False}},
+            "trainer.batch_size: auto",
+        ),
+        ("oracle_select", {"task": {"type": "text"}}, "task.metric: rouge_l"),
+    ],
+)
+def test_arm_that_would_fail_after_paying_is_refused_before(name, changes, reason):
+    config = make_config(**HOSTED, **changes)
+    with pytest.raises(ConfigError, match=reason):
+        choose_arms([name], config, use_gold=True)
+
+
+def test_released_arm_leaves_the_rate_to_a_server():
+    config = configure(ARMS["semievol_released"], make_config(**HOSTED, trainer={"type": "openai"}))
+    assert config.evolve.learning_rate is None
+
+
+def test_few_shot_by_bm25_needs_no_index_of_the_config():
+    config = make_config(retrieve={"index": "faiss"}, embedder={"type": "sentence_transformers"})
+    assert configure(ARMS["few_shot_bm25"], config).retrieve.index == "exact"

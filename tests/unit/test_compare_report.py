@@ -511,7 +511,30 @@ def test_lost_answers_of_a_run_leave_the_others_in_the_report(tmp_path):
 
 
 def test_models_of_the_warm_up_count_its_steps(results):
-    assert entry(results, "sft")["final_steps"] == 4
+    assert entry(results, "sft")["steps_from_base"] == 4
+
+
+@pytest.mark.parametrize(("init", "steps"), [("base", 8), ("warm", 4 + 6 + 8)])
+def test_steps_from_the_base_are_those_of_a_training_afresh_or_of_all_that_it_goes_on_from(tmp_path, init, steps):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,))
+    run_dir = RunDir(tmp_path / "split-0/seed-0/semievol")
+    run_dir.write_json("config.resolved", run_dir.read_json("config.resolved") | {"evolve": {"init": init}})
+    run_dir.forget_stages(["round-1/evolve"])
+    for name, n in (("round-1/evolve", 6), ("round-2/evolve", 8)):
+        run_dir.record_stage(name, {"fingerprint": name, "stats": {"optimizer_steps": n}, "cost": {}})
+    assert entry(build_results(load_comparison(tmp_path)), "semievol")["steps_from_base"] == steps
+
+
+def test_remark_names_versions_that_differ(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,))
+    for arm, version in (("sft", "2.13.0"), ("semievol", "2.14.1")):
+        entry_of = {"fingerprint": "w", "stats": {}, "cost": {}, "versions": {"torch": version, "trl": "1.16.0"}}
+        RunDir(tmp_path / "split-0/seed-0" / arm).record_stage("warmup", entry_of)
+    remarks = build_results(load_comparison(tmp_path))["verdict"]["remarks"]
+    assert [r for r in remarks if "versions" in r] == [
+        "Not all steps ran with the same versions: torch 2.13.0 and 2.14.1. A part of the differences may come from "
+        "that; another --output-dir runs all of them with one."
+    ]
 
 
 def test_runs_that_agree_on_every_row_leave_what_a_share_of_none_leaves(tmp_path):

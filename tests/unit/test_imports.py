@@ -16,6 +16,7 @@ LAYERS = (
         "answers",
         "metrics",
         "artifacts",
+        "identities",
         "backends",
         "tables",
         "spool",

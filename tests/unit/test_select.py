@@ -222,3 +222,9 @@ def test_select_per_answer_needs_a_closed_set():
 def test_select_per_answer_counts_for_the_fingerprint_only_where_it_is_set():
     assert "per_answer" not in SelectConfig().lasting()
     assert SelectConfig(per_answer=True).lasting() == SelectConfig().lasting() | {"per_answer": True}
+
+
+def test_select_of_all_keeps_labels_that_could_not_be_measured(tmp_path):
+    labels = [LABELS[0], replace(LABELS[1], mean_nll=None)]
+    assert select_labels(tmp_path, labels, keep_fraction=1)[1] == ["sure", "split"]
+    assert select_labels(tmp_path, labels[1:], keep_fraction=1)[1] == ["split"]

