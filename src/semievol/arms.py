@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 from semievol.answers import GRADED, default_metric
-from semievol.config import RECIPES, ConfigurationConfig, RunConfig, parse_config
+from semievol.config import RECIPES, ConfigurationConfig, RunConfig, TrainerConfig, parse_config
 from semievol.errors import ConfigError
 from semievol.pipeline import STAGES, Step
+from semievol.sft import stage_trainer_config
 from semievol.stage import ROUND_STAGES, Stage
 from semievol.stages import audit, distill, measure, oracle_full, oracle_select
 
@@ -29,6 +30,7 @@ DEFAULTS: Overrides = {
     "measure.k": 0,
     "measure.n_samples": 1,
     "evolve.kept_by": "select",
+    "control.steps_of": "evolve",
 }
 """What an arm measures and trains on unless it says otherwise, whatever the config says."""
 
@@ -40,6 +42,11 @@ ONCE = ("data", "adapt", "warmup", "measure")
 """Stages of which the number of rounds changes nothing by itself; of the evolved models measure names the last."""
 LABELING = ("retrieve", "propagate", "justify", "select")
 METHOD = ("data", "warmup", *LABELING, "evolve")
+
+METHOD_ARM = "semievol"
+MATCHED = "sft_matched"
+CONTROL_OF = "@"
+"""Stands between MATCHED and the name of the arm in the name of its control."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +170,53 @@ def choose_arms(
     if not names:
         raise ConfigError(f"no arms given; arms: {', '.join(ARMS)}, or all")
     return [arm for name, arm in ARMS.items() if name in names]
+
+
+def find_arm(name: str) -> Arm:
+    """An arm by name, also the control of one. Raises KeyError if there is none."""
+    matched, _, controlled = name.partition(CONTROL_OF)
+    return ARMS[name] if matched == name else make_control(ARMS[controlled])
+
+
+def make_control(arm: Arm) -> Arm:
+    """SFT on the labelled rows for as many steps as an arm, from the weights and at the rate of its last training."""
+    overrides: Overrides = {"measure.model": "control", "control.steps_of": _last_training(arm)}
+    return Arm(
+        f"{MATCHED}{CONTROL_OF}{arm.name}",
+        f"fine-tuned on the labelled rows for as many steps as {arm.name}",
+        (*arm.stages, "control"),
+        lambda config: {**arm.overrides(config), **overrides},
+        needs_scores=arm.needs_scores,
+    )
+
+
+def choose_controls(arms: Sequence[Arm], config: RunConfig) -> list[Arm]:
+    """Controls that arms need beside MATCHED, which is as long as METHOD_ARM alone.
+
+    Arms that learn from labelled and unlabelled rows without gold have one, but where the config says before anything
+    runs that MATCHED itself is it: as many `max_steps`, from the same weights and with the same settings.
+    """
+    matched = _length_of(ARMS[METHOD_ARM], config)
+    return [
+        make_control(arm)
+        for arm in arms
+        if {"evolve", "distill"} & set(arm.stages) and "control" not in arm.stages
+        if not arm.uses_gold and arm.name not in (METHOD_ARM, "reflection")
+        if matched is None or _length_of(arm, config) != matched
+    ]
+
+
+def _last_training(arm: Arm) -> str:
+    return "distill" if "distill" in arm.stages else "evolve"
+
+
+def _length_of(arm: Arm, config: RunConfig) -> tuple[TrainerConfig, str, int] | None:
+    """Settings, start and number of the trainings that a control repeats; None where their steps hang on the rows."""
+    own = configure(arm, config)
+    distils = _last_training(arm) == "distill"
+    settings = stage_trainer_config(own.trainer, own.distill if distils else own.evolve)
+    init = "base" if distils else own.evolve.init
+    return None if settings.max_steps is None else (settings, init, own.rounds if init == "warm" else 1)
 
 
 def _set(**values: Any) -> Callable[[RunConfig], Overrides]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semievol.arms import CONTROL_OF, MATCHED
 from semievol.artifacts import RunDir
 from semievol.audit import score_vector
 from semievol.comparison import ArmRecord, ComparisonRecord, RunRecord, format_setting, read_comparison
@@ -24,10 +25,9 @@ AUDITED = "audit/audited"
 MEASURING = ("measure", "audit", "report", "evaluate")
 """Steps that look at a model and do not make it; their cost stands apart."""
 
-MATCHED = "sft_matched"
-COUNTED_ONLY = ("retrieve", "propagate", "justify", "select", "evolve")
-"""Steps that MATCHED runs to learn a number of optimiser steps alone, so that they are no cost of its model; nor is the
-warm-up where it starts from the base."""
+COUNTED_ONLY = ("retrieve", "propagate", "justify", "select", "evolve", "distill")
+"""Steps that a control runs to learn a number of optimiser steps alone, so that they are no cost of its model; nor is
+the warm-up where it starts from the base."""
 FINAL = ("evolve", "control", "distill")
 """Trainings that give the model of an arm; where there is none, the warm-up does."""
 
@@ -81,7 +81,7 @@ class ArmRun:
     @cached_property
     def own_steps(self) -> dict[str, dict[str, Any]]:
         """Finished steps that its model took."""
-        if self.arm != MATCHED:
+        if self.arm.partition(CONTROL_OF)[0] != MATCHED:
             return self.steps
         starts_warm = (self.config.get("evolve") or {}).get("init") == "warm"
         foreign = COUNTED_ONLY if starts_warm else (*COUNTED_ONLY, "adapt", "warmup")
@@ -170,15 +170,31 @@ class ComparisonData:
     sweep: Mapping[str, Sequence[Any]]
     """Swept keys with their values, in order; empty without a sweep."""
     cells: tuple[Cell, ...]
+    controls: tuple[Cell, ...] = ()
+    """Of arms whose last training is not as long as that of the method: SFT for as many steps, which they are compared
+    with in the place of MATCHED."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The resolved config of a run, as plain values; empty where none is stored."""
     answer_set: tuple[str, ...] = ()
     """Answers that every row chooses among: labels, or shared options; empty where each row has its own."""
 
+    @property
+    def all_cells(self) -> tuple[Cell, ...]:
+        """Cells of arms and controls."""
+        return self.cells + self.controls
+
+    def reference_of(self, cell: Cell) -> Cell | None:
+        """The cell that a cell is compared with: its own control where MATCHED is the reference and it has one done."""
+        if self.reference == MATCHED:
+            control = self.find(f"{MATCHED}{CONTROL_OF}{cell.arm.name}", cell.setting)
+            if control is not None and control.done:
+                return control
+        return self.find(self.reference, cell.setting)
+
     def find(self, arm: str, setting: Mapping[str, Any] | None = None) -> Cell | None:
-        """The cell of an arm at a setting; where the arm ran without any, that one."""
+        """The cell of an arm, or control, at a setting; where the arm ran without any, that one."""
         wanted = dict(setting or {})
-        cells = [cell for cell in self.cells if cell.arm.name == arm]
+        cells = [cell for cell in self.all_cells if cell.arm.name == arm]
         exact = [cell for cell in cells if dict(cell.setting) == wanted]
         return next(iter(exact or [cell for cell in cells if not cell.setting]), None)
 
@@ -192,6 +208,7 @@ def load_comparison(folder: Path) -> ComparisonData:
     record = read_comparison(folder)
     points = _sweep_points(record)
     runs = [_read_run(folder, run, points) for run in record.runs]
+    cells = _group_runs(record.arms, runs)
     facts = _first_json([run.folder for run in runs], "data/task")
     return ComparisonData(
         folder=folder,
@@ -200,7 +217,8 @@ def load_comparison(folder: Path) -> ComparisonData:
         seeds=record.seeds,
         splits=record.splits,
         sweep=record.sweep or {},
-        cells=_group_runs(record.arms, runs),
+        cells=tuple(cell for cell in cells if CONTROL_OF not in cell.arm.name),
+        controls=tuple(cell for cell in cells if CONTROL_OF in cell.arm.name),
         config=_first_json([folder, *(run.folder for run in runs)], "config.resolved"),
         answer_set=tuple(facts.get("labels") or ()) or tuple(facts.get("shared_choices") or ()),
     )
@@ -210,7 +228,7 @@ def answer_rates(data: ComparisonData) -> dict[str, float]:
     """Model time a token read or generated, in seconds, by kind of step, over all steps that asked a model."""
     seconds: dict[str, float] = {}
     tokens: dict[str, float] = {}
-    for run in (run for cell in data.cells for run in cell.runs):
+    for run in (run for cell in data.all_cells for run in cell.runs):
         for name, entry in run.steps.items():
             step, kind = entry.get("cost") or {}, name.rpartition("/")[2]
             if not entry.get("shared_from") and not step.get("train_tokens"):

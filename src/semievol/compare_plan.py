@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semievol.arms import Arm, configure, plan_arm
+from semievol.arms import MATCHED, Arm, configure, plan_arm
 from semievol.artifacts import DROPPED, RunDir
 from semievol.comparison import ComparisonRecord, RunRecord, format_setting
 from semievol.config import RunConfig
@@ -16,8 +16,6 @@ from semievol.pipeline import Step, fingerprint_steps
 from semievol.report_text import plural
 from semievol.sft import TRAINED_IN
 from semievol.stage import ROUND_STAGES, Backends
-
-REFERENCE = "sft_matched"
 
 Setting = Callable[[RunConfig], RunConfig]
 """A point of a sweep: from the config of a split and seed to its own."""
@@ -115,7 +113,7 @@ def choose_reference(reference: str | None, arms: Sequence[str]) -> str:
     """The arm that the others are compared with. Raises ConfigError if it is asked for and not run."""
     if reference is not None and reference not in arms:
         raise ConfigError(f"--reference {reference}: it is not among the arms {', '.join(arms)}; add it to --arms")
-    return reference or next((name for name in (REFERENCE, "sft") if name in arms), arms[0])
+    return reference or next((name for name in (MATCHED, "sft") if name in arms), arms[0])
 
 
 def plan_runs(

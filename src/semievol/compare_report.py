@@ -124,7 +124,8 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
             (`compare_load.run_cost`, mean of a run), steps_from_base (`compare_load.ArmRun.steps_from_base`, mean),
             precisions, versions, calibration (`compare_details.Calibration`) and signals
             (`compare_details.SignalQuality`).
-        differences: `compare_results.PairedResult` of each arm against the reference.
+        controls: The same of the controls of their own that arms have (`compare_load.ComparisonData.controls`).
+        differences: `compare_results.PairedResult` of each arm against the reference, or its own control.
         headline: The one of them that the verdict reads; None where there is none.
         headline_other: The method against another arm that learns from labelled rows alone, where the reference is at
             chance or below that arm; else None.
@@ -135,7 +136,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         same_labels: `compare_details.has_same_labels`.
         verdict: sentence, points (question and answer) and remarks.
     """
-    states = Counter(run.status for cell in data.cells for run in cell.runs)
+    states = Counter(run.status for cell in data.all_cells for run in cell.runs)
     rates = answer_rates(data)
     asked, data = data.reference, replace(data, reference=find_reference(data))
     main = choose_main(data)
@@ -156,6 +157,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         "rows": count_rows(data),
         "total_cost": total_cost(data),
         "arms": [_describe(data, cell, rates) for cell in data.cells],
+        "controls": [_describe(data, cell, rates) for cell in data.controls],
         "differences": [asdict(found) for found in compare_with_reference(data)],
         "headline": _headline(data, main),
         "headline_other": _headline_other(data, main),
@@ -278,7 +280,7 @@ def compare_parts(data: ComparisonData, main: str) -> list[PairedResult]:
 def list_failures(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """label, runs and error of the runs that failed; runs of one arm with the same error stand together."""
     found: dict[tuple[str, str], list[str]] = {}
-    for entry in results["arms"]:
+    for entry in (*results["arms"], *results["controls"]):
         for run in entry["unfinished"]:
             if run["status"] == "failed":
                 where = f"split {run['split']} " if len(results["splits"]) > 1 else ""
@@ -295,9 +297,14 @@ def _remove_old(folder: Path) -> None:
 
 def _headline(data: ComparisonData, main: str) -> dict[str, Any] | None:
     ours = data.find(main)
-    references = (data.reference,) if data.reference != main else tuple(name for name in FALLBACKS if name != main)
-    theirs = next((cell for name in references if (cell := data.find(name)) is not None and cell.done), None)
-    if ours is None or theirs is None:
+    if ours is None:
+        return None
+    if data.reference != main:
+        theirs = data.reference_of(ours)
+    else:
+        others = (data.find(name) for name in FALLBACKS if name != main)
+        theirs = next((cell for cell in others if cell is not None and cell.done), None)
+    if theirs is None or not theirs.done:
         return None
     found = compare_cells(data, ours, theirs)
     return None if found is None else asdict(found)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from semievol.arms import ARMS, choose_arms, plan_arm
+from semievol.arms import ARMS, CONTROL_OF, MATCHED, choose_arms, choose_controls, find_arm, plan_arm
 from semievol.artifacts import RunDir, remove_folder
 from semievol.compare_models import drop_models
 from semievol.compare_plan import (
@@ -116,8 +116,14 @@ def compare(
     first = next(iter(configs.values()))
     use_gold = use_gold and _find_gold(first, arms, note=reporter.note)
     chosen = choose_arms(arms, first, use_gold=use_gold, note=reporter.note)
+    compared_with = choose_reference(reference, [arm.name for arm in chosen])
+    if compared_with == MATCHED and (controls := choose_controls(chosen, first)):
+        n = plural(len(controls) * len(seeds) * len(splits) * len(settings or ("",)), "further run")
+        controlled = ", ".join(arm.name.partition(CONTROL_OF)[2] for arm in controls)
+        reporter.note(f"{n} of SFT on the labelled rows, for as many steps as {controlled}; equal trainings run once")
+        chosen += controls
     record = ComparisonRecord(
-        reference=choose_reference(reference, [arm.name for arm in chosen]),
+        reference=compared_with,
         use_gold=use_gold,
         arms=tuple(ArmRecord(arm.name, arm.description, arm.uses_gold) for arm in chosen),
         seeds=tuple(seeds),
@@ -225,7 +231,7 @@ def _is_current(folder: Path, run: RunRecord, backends: Callable[[RunConfig], Ba
     """Whether a finished run is what its own config, its data files and this version of the code would give."""
     try:
         config = read_run_config(folder / run.folder)
-        steps = plan_arm(ARMS[run.arm], config, use_gold=False)
+        steps = plan_arm(find_arm(run.arm), config, use_gold=False)
         planned = PlannedRun(run, config, tuple(steps))
         return is_done(folder, planned, fingerprint_run(planned, folder, backends))
     except (SemiEvolError, KeyError):  # a key, a file or an arm that is no more

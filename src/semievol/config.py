@@ -879,6 +879,8 @@ class ControlConfig(Section):
     """SFT on the labelled rows alone with as many optimiser steps as evolve, from the same weights."""
 
     enabled: bool = True
+    steps_of: Literal["evolve", "distill"] = "evolve"
+    """Training whose steps, start and learning rate are those of the control. Arms of a comparison set it."""
 
 
 class EvaluateConfig(Section):

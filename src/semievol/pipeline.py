@@ -31,8 +31,8 @@ from semievol.stage import (
     SilentReporter,
     Stage,
     StageContext,
-    base_identity,
     embedder_identity,
+    name_and_content,
 )
 from semievol.stages import adapt, control, data, evaluate, evolve, justify, propagate, report, retrieve, select, warmup
 from semievol.tables import locate_source
@@ -386,7 +386,7 @@ def _fingerprint(ctx: StageContext, upstream: Sequence[str]) -> str:
         sections[name] = lasting
     tokens = ctx.backends.tokens.fingerprint if "model" in sections else None
     weights = [
-        base_identity(ctx.config) if "model" in sections else None,
+        name_and_content(ctx.config.model.path, ctx.config) if "model" in sections else None,
         embedder_identity(ctx.config) if "embedder" in sections else None,
     ]
     extra = ctx.stage.fingerprint_extra(ctx) if ctx.stage.fingerprint_extra else None

@@ -336,7 +336,7 @@ class StageContext:
         if model not in self._model_keys:
             adapter = None if model.adapter is None else folder_hash(Path(model.adapter))
             trained = model.base != self.config.model.path and Path(model.base).is_dir()
-            base = folder_hash(Path(model.base)) if trained else base_identity(self.config)
+            base = folder_hash(Path(model.base)) if trained else name_and_content(model.base, self.config)
             made_by = [self.config.model.dtype, *answer_settings(self.config.generator)]
             self._model_keys[model] = content_hash(base, adapter, self.backends.tokens.fingerprint, made_by)
         return self._model_keys[model]
@@ -353,9 +353,9 @@ class StageContext:
         return str(self.run_dir.path.resolve() / path) if path.startswith("./") else path
 
 
-def base_identity(config: RunConfig) -> list[str | None]:
-    """The base by name and revision and, of a local folder, by content."""
-    return [config.model.path, config.model.revision, weights_identity(config.model.path)]
+def name_and_content(base: str, config: RunConfig) -> list[str | None]:
+    """A base, or a model that a server trained, by name and revision and, of a local folder, by content."""
+    return [base, config.model.revision, weights_identity(base)]
 
 
 def embedder_identity(config: RunConfig) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from semievol import pipeline
-from semievol.arms import ARMS, Arm
+from semievol.arms import ARMS, CONTROL_OF, Arm
 from semievol.artifacts import SEALED_GOLD, RunDir
 from semievol.backends.fake import FakeTrainer
 from semievol.compare_load import load_comparison
@@ -71,10 +71,10 @@ def test_arms_run_each_step_once(make_config, tmp_path):
         "round-1/justify": 1,
         "round-1/select": 2,
         "round-1/evolve": 2,
-        "control": 1,
-        "measure": 4,
+        "control": 2,
+        "measure": 5,
     }
-    assert [r.status for r in read_comparison(tmp_path / "c").runs] == ["done"] * 4
+    assert [r.status for r in read_comparison(tmp_path / "c").runs] == ["done"] * 5
 
 
 def test_shared_step_is_linked_and_says_whose_it_is(make_config, tmp_path):
@@ -98,7 +98,7 @@ def test_all_arms_predict_every_test_row_in_order(make_config, tmp_path):
     run_compare(make_config(), tmp_path / "c", ["all"], use_gold=True)
     record = read_comparison(tmp_path / "c")
     assert {r.arm: r.error for r in record.runs if r.status != "done"} == {}
-    assert [a.name for a in record.arms] == list(ARMS)
+    assert [a.name for a in record.arms if CONTROL_OF not in a.name] == list(ARMS)
     ids = [p.example_id for p in predictions(tmp_path / "c", "zero_shot")]
     assert len(ids) == 40
     for arm in ARMS:
@@ -219,7 +219,8 @@ def test_gold_that_is_not_there_is_said_before_anything_runs(make_config, tmp_pa
     assert not (tmp_path / "c").exists()
     recorder = run_compare(config, tmp_path / "c", ["all"], use_gold=True, plan_only=True)
     assert recorder.notes[0].startswith("--use-gold: no unlabelled row has a target, so the oracle arms")
-    assert f"{len(FREE)} runs" in recorder.notes[1]
+    assert recorder.notes[1].startswith("8 further runs of SFT on the labelled rows, for as many steps as pseudo_all, ")
+    assert f"{len(FREE) + 8} runs" in recorder.notes[2]
 
 
 def end_process(folder, part, failures, shown):
@@ -407,7 +408,7 @@ def test_sealed_targets_have_no_say_without_use_gold(make_config, tmp_path):
     assert {r.status for r in record.runs} == {"done"}
     expected, found = artifacts(tmp_path / "intact"), artifacts(tmp_path / "garbled")
     assert {k for k in expected if expected[k] != found.get(k)} == {
-        f"split-0/seed-0/{arm}/data/sealed_gold.jsonl" for arm in FREE
+        f"{run.folder}/data/sealed_gold.jsonl" for run in record.runs
     }
 
 
@@ -605,3 +606,32 @@ def test_one_configuration_leaves_the_released_selection_in_place(make_config, t
     run_compare(make_config(recipe="released"), tmp_path / "c", [arm])
     stats = RunDir(tmp_path / "c/split-0/seed-0" / arm).manifest()["round-1/select"]["stats"]
     assert stats["n_dropped"] > 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"rounds": 2}, {"recipe": "released", "rounds": 2}])
+def test_control_of_an_arm_has_its_steps_from_the_same_weights(make_config, tmp_path, changes):
+    arms = ["sft_matched", "pseudo_all", "icl_distill", "semievol", "semievol_released", "semievol-as"]
+    run_compare(make_config(**changes), tmp_path / "c", arms)
+    data = load_comparison(tmp_path / "c")
+    assert {run.status for cell in data.all_cells for run in cell.runs} == {"done"}
+    for arm in ("pseudo_all", "icl_distill", "semievol_released", "semievol-as"):
+        cell = data.find(arm)
+        control = data.reference_of(cell)
+        assert control.arm.name == f"sft_matched@{arm}"
+        assert control.done[0].steps_from_base == cell.done[0].steps_from_base
+        trained = RunDir(control.done[0].folder).read_json("control/training")
+        assert trained["n_rows"] == 24
+    assert data.reference_of(data.find("semievol")).arm.name == "sft_matched"
+    assert data.reference_of(data.find("sft_matched")).arm.name == "sft_matched"
+
+
+def test_controls_that_are_the_same_training_train_once(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["sft_matched", "semievol", "semievol-icp"])
+    manifest = RunDir(tmp_path / "c/split-0/seed-0/sft_matched@semievol-icp").manifest()
+    assert manifest["control"]["stats"]["trained_in"] == "split-0/seed-0/sft_matched/control"
+    assert manifest["measure"]["cost"]["forward_passes"] == 0
+
+
+def test_no_controls_run_for_another_reference(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["sft", "sft_matched", "semievol-as"], reference="sft")
+    assert {r.arm for r in read_comparison(tmp_path / "c").runs} == {"sft", "sft_matched", "semievol-as"}

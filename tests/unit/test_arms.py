@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from semievol.arms import ARMS, choose_arms, configure, override, plan_arm
+from semievol.arms import ARMS, choose_arms, choose_controls, configure, find_arm, override, plan_arm
 from semievol.config import parse_config
 from semievol.errors import ConfigError
 
@@ -288,3 +288,41 @@ def test_released_arm_leaves_the_rate_to_a_server():
 def test_few_shot_by_bm25_needs_no_index_of_the_config():
     config = make_config(retrieve={"index": "faiss"}, embedder={"type": "sentence_transformers"})
     assert configure(ARMS["few_shot_bm25"], config).retrieve.index == "exact"
+
+
+def control_names(names, config):
+    return [arm.name for arm in choose_controls([ARMS[name] for name in names], config)]
+
+
+def test_arms_that_train_for_epochs_have_controls_of_their_own():
+    names = [name for name in ARMS if not ARMS[name].uses_gold]
+    assert control_names(names, make_config()) == [
+        "sft_matched@pseudo_all",
+        "sft_matched@pseudo_confident",
+        "sft_matched@icl_distill",
+        "sft_matched@semievol_released",
+        "sft_matched@semievol-iwp",
+        "sft_matched@semievol-icp",
+        "sft_matched@semievol-cl",
+        "sft_matched@semievol-as",
+    ]
+
+
+def test_arms_that_are_as_long_as_the_method_by_config_need_no_further_control():
+    config = make_config(evolve={"max_steps": 150}, distill={"max_steps": 150})
+    names = [name for name in ARMS if not ARMS[name].uses_gold]
+    assert control_names(names, config) == ["sft_matched@semievol_released"]  # it goes on from the warm-up, at 1e-6
+    longer = make_config(evolve={"max_steps": 150}, distill={"max_steps": 300})
+    assert control_names(["icl_distill"], longer) == ["sft_matched@icl_distill"]
+
+
+@pytest.mark.parametrize("name", [n for n, a in ARMS.items() if {"evolve", "distill"} & set(a.stages)])
+def test_steps_of_a_control_read_only_what_earlier_steps_write(name):
+    if "control" in ARMS[name].stages:
+        return
+    control = find_arm(f"sft_matched@{name}")
+    config = configure(control, make_config(rounds=2))
+    written = {"select/kept", "evolve/model"}  # of the round before
+    for step in plan_arm(control, config, use_gold=True):
+        assert set(step.stage.reads_of(config)) <= written, step.name
+        written |= set(step.stage.writes)
