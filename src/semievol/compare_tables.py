@@ -7,7 +7,7 @@ from semievol.compare_format import SIGNAL_TITLES, Column, Table
 from semievol.compare_load import setting_text, value_text
 from semievol.compare_results import GAP_FROM, GAP_TO
 from semievol.compare_text import arm_label, cell_label
-from semievol.report_text import METRIC_NAMES
+from semievol.report_text import METRIC_NAMES, plural
 
 METHOD_TITLES = {
     "crossed_t": "crossed components, t",
@@ -78,9 +78,11 @@ def _main_table(results: Mapping[str, Any]) -> Table:
     if any(row["state"] != "done" for row in rows):
         columns.insert(len(_arm_columns(results)), Column("state", "state"))
     reference = cell_label(results["reference"], {})
+    controls = [e for e in results["controls"] if e["value"] is not None]
+    own = f" ({plural(len(controls), 'arm')} of another length: against SFT for as many steps)" if controls else ""
     note = (
-        f"Difference: points against {reference}, paired by run and row, with {_interval_names(results)}; p adjusted "
-        "by Holm over all arms. Tokens: read, generated and trained on."
+        f"Difference: points against {reference}{own}, paired by run and row, with {_interval_names(results)}; p "
+        "adjusted by Holm over all arms. Tokens: read, generated and trained on."
     )
     return Table("main", "Arms", tuple(columns), tuple(rows), ("value", "interval", False), note)
 
@@ -97,7 +99,23 @@ _TOKENS = ("prompt_tokens", "completion_tokens", "train_tokens")
 
 def _difference_table(results: Mapping[str, Any]) -> Table:
     title = f"Differences from {results['reference_label']}"
-    return _paired_table("differences", title, results, results["differences"], arm="arm")
+    table = _paired_table("differences", title, results, results["differences"], arm="arm")
+    if not results["controls"]:
+        return table
+    steps = {e["arm"]: e["steps_from_base"] for e in (*results["arms"], *results["controls"])}
+    rows = [
+        {**row, "against": arm_label(d["reference"]), "reference_steps": steps[d["reference"]]}
+        for row, d in zip(table.rows, results["differences"], strict=True)
+    ]
+    n = len(_arm_columns(results))
+    columns = (
+        *table.columns[:n],
+        Column("against", "against"),
+        Column("reference_value", "its score (%)", "percent"),
+        Column("reference_steps", "its steps", "count"),
+        *table.columns[n:],
+    )
+    return table._replace(columns=columns, rows=tuple(rows))
 
 
 def _part_table(results: Mapping[str, Any]) -> Table:
@@ -128,6 +146,7 @@ def _paired_table(
             **d,
             **_names({**d, "arm": d[arm], "uses_gold": gold[d[arm]]}),
             "interval": _ends(d),
+            "detectable": None if d["detectable"] == 1 else d["detectable"],
             "bootstrap": None if d["bootstrap_low"] is None else (d["bootstrap_low"], d["bootstrap_high"]),
             "method": METHOD_TITLES[d["method"]],
             "unpaired": "; ".join(run if len(results["splits"]) > 1 else run.split(", ")[-1] for run in d["unpaired"]),
@@ -137,6 +156,8 @@ def _paired_table(
     drop = {key for key in ("unpaired", "bootstrap") if not any(row[key] for row in rows)}
     methods = list(dict.fromkeys(d["method"] for d in found if d["method"] != "no_difference"))
     note = "Detectable: the true difference that would be found four times in five with these runs and rows."
+    if any(d["detectable"] == 1 for d in found):
+        note += " A dash: none would be, they are too few."
     if len(methods) < 2:
         drop.add("method")
         note += "".join(f" Test: {METHOD_TITLES[method]}." for method in methods)
@@ -186,6 +207,8 @@ def _spread_table(results: Mapping[str, Any]) -> Table:
         "Points. The two kinds of chance apart: another training (sd over seeds, of one run) and other test rows "
         "(standard error). Unparsed answers of all runs count as wrong."
     )
+    if "macro_f1" not in drop:
+        note += " Macro-F1: over the answers that are right for some test row."
     columns = [c for c in columns if c.key not in drop]
     return Table("spread", "Spread over trainings and error of the test set", tuple(columns), tuple(rows), None, note)
 
@@ -224,7 +247,10 @@ def _calibration_table(results: Mapping[str, Any]) -> Table:
         Column("mean_nll", "mean NLL (nats)", "decimal"),
         Column("n", "answers", "count"),
     )
-    note = "ECE: expected calibration error over 15 bins of equal mass, mean over the runs; 0 is best."
+    note = (
+        "ECE: expected calibration error over 15 bins of equal mass, mean over the runs; 0 is best. Answers that could "
+        "not be read are left out."
+    )
     return Table("calibration", "Calibration", columns, tuple(rows), None, note)
 
 
@@ -235,6 +261,7 @@ def _signal_table(results: Mapping[str, Any]) -> Table:
         {
             **_names(e),
             "n": e["signals"][0]["n"],
+            "n_left_out": e["signals"][0]["n_left_out"],
             "error": e["signals"][0]["error"],
             **{s["signal"]: s["aurc"] for s in e["signals"]},
         }
@@ -244,12 +271,14 @@ def _signal_table(results: Mapping[str, Any]) -> Table:
     columns = (
         *_arm_columns(results),
         Column("n", "labels a run", "count"),
+        *([Column("n_left_out", "left out", "count")] if any(row["n_left_out"] for row in rows) else []),
         Column("error", "wrong (%)", "percent"),
         *(Column(signal, f"AURC, {title} (%)", "percent") for signal, title in SIGNAL_TITLES.items() if signal in used),
     )
     note = (
         "AURC: area under the risk-coverage curve, lower is better; a signal that knows nothing has the share of wrong "
-        "labels. The audit read sealed targets after all training (uses gold)."
+        "labels. All signals are rated on the labels that carry every one of them. The audit read sealed targets after "
+        "all training (uses gold)."
     )
     return Table("signals", "Selection signals on the audited pseudo-labels", columns, tuple(rows), None, note)
 

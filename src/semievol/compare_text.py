@@ -7,6 +7,7 @@ agrees (of a single run they can differ at the edge).
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from semievol.arms import CONTROL_OF
 from semievol.compare_load import setting_text
 from semievol.report_text import METRIC_NAMES, MINUS, interval, p_value, percent, plural, signed
 
@@ -37,6 +38,8 @@ PARTS = {
 GOLD_MARK = "uses gold"
 STEPS_ALIKE = 0.05
 """Trainings whose numbers of steps differ by less, as a share, count as equally long."""
+ONE_RUN_TESTS = ("mcnemar", "sign_flip")
+"""Methods that take the difference for that of one run."""
 LEVEL = 0.05
 """Of the tests that the sentences read."""
 KEY_TITLES = {
@@ -65,8 +68,11 @@ class Verdict(NamedTuple):
 
 def arm_label(name: str, *, uses_gold: bool = False) -> str:
     """Name of an arm for people; one that reads sealed targets always says so."""
+    matched, of, controlled = name.partition(CONTROL_OF)
     whole, minus, part = name.partition("-")
-    if minus:
+    if of:
+        label = f"{arm_label(matched).partition(',')[0]}, as long as {arm_label(controlled)}"
+    elif minus:
         label = f"{arm_label(whole)} {MINUS} {part.upper() if part in PARTS else part.replace('_', ' ')}"
     else:
         label = ARM_LABELS.get(name) or name.replace("_", " ").capitalize()
@@ -121,13 +127,14 @@ def _pay_sentence(headline: Mapping[str, Any], results: Mapping[str, Any]) -> st
     metric = METRIC_NAMES[results["metric"]]
     size = f"{abs(100 * headline['difference']):.1f} points"
     low, high = headline["ci_low"], headline["ci_high"]
-    reached = f"{percent(ours['value'])}% against {percent(theirs['value'])}% {metric}"
+    where = " in the runs that both have" if headline["unpaired"] else ""
+    reached = f"{percent(headline['value'])}% against {percent(headline['reference_value'])}% {metric}{where}"
     if headline["method"] == "no_difference":
-        return f"{a} and {b} have the same score on every test row: {percent(ours['value'])}% {metric}."
+        return f"{a} and {b} have the same score on every test row{where}: {percent(headline['value'])}% {metric}."
     if low > 0 and headline["p_value"] <= LEVEL and results["headline_other"] is not None:
         return f"{a} beats {b} by {size} {interval(low, high)}, {reached}, but {_other_sentence(results)}"
     if low > 0 and headline["p_value"] <= LEVEL and theirs["at_chance"]:
-        return f"{a} beats {b} by {size} {interval(low, high)}, {reached}, but that is at chance."
+        return f"{a} beats {b} by {size} {interval(low, high)}, {reached}, but {_chance_clause(theirs)}."
     if low > 0 and headline["p_value"] <= LEVEL:
         return f"{a} pays: {size} {interval(low, high)} more than {b}, {reached}."
     if high < 0 and headline["p_value"] <= LEVEL:
@@ -136,10 +143,20 @@ def _pay_sentence(headline: Mapping[str, Any], results: Mapping[str, Any]) -> st
     return f"Whether {a} pays cannot be told: {bounds} against {b}, {reached}."
 
 
+def _chance_clause(entry: Mapping[str, Any]) -> str:
+    """What it says of an arm that it counts as at chance: that is no proof that it knows nothing."""
+    return (
+        f"{entry['label']} is not seen to be better than always giving the most frequent answer "
+        f"({percent(entry['majority'])}%)"
+    )
+
+
 def _other_sentence(results: Mapping[str, Any]) -> str:
     """What a reference that learned less than another arm leaves of the outcome."""
     found, reference = results["headline_other"], _entry(results, results["headline"]["reference"])
-    weak = "that is at chance" if reference["at_chance"] else "another arm without unlabelled rows does better"
+    weak = _chance_clause(reference)
+    if not reference["at_chance"]:
+        weak = "another arm without unlabelled rows does better"
     bounds = f"{signed(found['difference'])} points {interval(found['ci_low'], found['ci_high'])}"
     return f"{weak}: against {arm_label(found['reference'])} {bounds}, {p_value(found['p_value'])}."
 
@@ -158,9 +175,20 @@ def _certainty(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     if family is not None and len(results["differences"]) > 1:
         text += f" ({p_value(family['p_holm'])} after Holm over {len(results['differences'])} comparisons)"
     if headline["detectable"] is not None:
-        text += f". A true difference of {percent(headline['detectable'])} points would be found four times in five"
-    single = " One run each: nothing is known about the chance in training." if headline["n_runs"] == 1 else ""
-    return f"{text}.{single}"
+        text += f". {_detectable_clause(headline['detectable'], [headline])}"
+    if headline["n_runs"] == 1:
+        text += ". One run each: nothing is known about the chance in training"
+    elif headline["method"] in ONE_RUN_TESTS:
+        text += ". All runs differ on the same rows, so they count as one"
+    return f"{text}."
+
+
+def _detectable_clause(detectable: float, found: Sequence[Mapping[str, Any]]) -> str:
+    """What true difference would be found, which may be none."""
+    if detectable < 1:
+        return f"A true difference of {percent(detectable)} points would be found four times in five"
+    few = "rows" if all(d["n_runs"] == 1 or d["method"] != "crossed_t" for d in found) else "runs"
+    return f"With so few {few} no difference could be told"
 
 
 def _cost(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
@@ -191,10 +219,10 @@ def _parts(results: Mapping[str, Any]) -> str:
         others = "the others" if sure else "the parts"
         if all(p["method"] == "no_difference" for p in parts if p not in sure):
             return f"{text}Leaving {', '.join(rest)} out changes the score of no test row."
-        text += (
-            f"Whether {others} ({', '.join(rest)}) matter cannot be told: differences below about "
-            f"{percent(widest)} points would be missed."
-        )
+        missed = f"differences below about {percent(widest)} points would be missed"
+        if widest >= 1:
+            missed = "some have so few runs or rows that no difference could be told"
+        text += f"Whether {others} ({', '.join(rest)}) matter cannot be told: {missed}."
     return text.strip()
 
 
@@ -231,17 +259,23 @@ def _sweep_points(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     tested = [d for d in results["differences"] if d["same_as"] is None]
     ours = [d for d in tested if d["arm"] == results["main"]]
     points = []
+    paired = [d["setting"] for d in results["differences"] if d["arm"] == results["main"]]
+    measured = [e for e in results["arms"] if e["arm"] == results["main"] and e["value"] is not None]
+    n_lone = sum(e["setting"] not in paired for e in measured) if results["main"] != results["reference"] else 0
+    clauses = []
     if ours:
         above = sum(d["p_holm"] <= LEVEL and d["difference"] > 0 for d in ours)
         below = sum(d["p_holm"] <= LEVEL and d["difference"] < 0 for d in ours)
-        reference = arm_label(results["reference"])
-        points.append(
-            (
-                "Does it pay?",
-                f"Above {reference} in {above} and below it in {below} of {plural(len(ours), 'setting')} "
-                f"(Holm over {len(tested)}); the others cannot be told.",
-            )
+        clauses.append(
+            f"Above {arm_label(results['reference'])} in {above} and below it in {below} of "
+            f"{plural(len(ours), 'setting')} (Holm over {len(tested)})"
         )
+        if above + below < len(ours):
+            clauses.append("the others cannot be told")
+    if n_lone:
+        clauses.append(f"{plural(n_lone, 'setting')} lack{'s' if n_lone == 1 else ''} a run of the reference")
+    if clauses:
+        points.append(("Does it pay?", f"{'; '.join(clauses)}."))
     for line in results["sweep_spread"]:
         if line["arm"] == results["main"]:
             points.append((f"Does {KEY_TITLES.get(line['key'], line['key'])} matter?", _spread_sentence(line)))
@@ -303,13 +337,21 @@ def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _draws_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
-    """What the number of splits and seeds leaves open."""
-    if len(results["splits"]) == 1 or results["same_labels"]:
+    """What the number of splits and seeds leaves open: of splits those that all arms are done in."""
+    n_splits = len(set.intersection(*({run["split"] for run in e["by_run"]} for e in done)))
+    planned = len(results["splits"])
+    if planned == 1 or results["same_labels"]:
         few = "; with two seeds they are very wide, too" if max(len(e["by_run"]) for e in done) == 2 else ""
         whole = "All splits" if results["same_labels"] else "All runs"
         return f"{whole} have the same labelled rows: no interval covers the chance in drawing those{few}."
-    if len(results["splits"]) == 2:
-        return "Two splits leave the intervals very wide; from three on they are of use."
+    if n_splits < 2:
+        return (
+            f"{'No split is' if n_splits == 0 else 'Only one split is'} done in all arms, of {planned}: an interval of "
+            "runs from one split does not cover the chance in drawing its labelled rows."
+        )
+    if n_splits == 2:
+        whole = "Two splits" if planned == 2 else f"Two of {planned} splits are done in all arms, which"
+        return f"{whole} leave the intervals very wide; from three on they are of use."
     return ""
 
 
@@ -343,13 +385,18 @@ def _chance_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]
 
 
 def _steps_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
-    """Arms whose model is further from the base, or nearer to it, than that of the reference."""
-    reference = next((e["steps_from_base"] for e in done if e["arm"] == results["reference"]), None)
-    if not reference or results["sweep"]:
+    """Arms whose model is further from the base, or nearer to it, than what it is compared with."""
+    if results["sweep"]:
         return ""
-    other = {e["label"]: e["steps_from_base"] for e in done if e["steps_from_base"] is not None}
-    listed = [f"{label} {n:.0f}" for label, n in other.items() if abs(n - reference) > STEPS_ALIKE * reference]
-    if not listed:
+    references = {d["arm"]: _entry(results, d["reference"])["steps_from_base"] for d in results["differences"]}
+    listed = [
+        f"{e['label']} {n:.0f}"
+        for e in done
+        if (n := e["steps_from_base"]) is not None and (own := references.get(e["arm"]))
+        if abs(n - own) > STEPS_ALIKE * own
+    ]
+    reference = next((e["steps_from_base"] for e in done if e["arm"] == results["reference"]), None)
+    if not listed or not reference:
         return ""
     return (
         f"Models differ in optimiser steps from the base: {results['reference_label']} {reference:.0f}, but "
@@ -387,5 +434,5 @@ def _versions_remark(done: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _entry(results: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
-    entries: Sequence[Mapping[str, Any]] = results["arms"]
+    entries: Sequence[Mapping[str, Any]] = (*results["arms"], *results["controls"])
     return next(e for e in entries if e["arm"] == arm)
