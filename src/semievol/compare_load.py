@@ -111,7 +111,7 @@ class ArmRun:
 
     @property
     def versions(self) -> set[str]:
-        """`package version` of what computed the steps of its model."""
+        """`package version` of what computed the steps of its model, and `device cpu` (or cuda)."""
         return {f"{name} {v}" for e in self.own_steps.values() for name, v in (e.get("versions") or {}).items()}
 
     @cached_property

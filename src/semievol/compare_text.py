@@ -418,7 +418,7 @@ def _precision_remark(done: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _versions_remark(done: Sequence[Mapping[str, Any]]) -> str:
-    """Packages of which some steps ran with one version and some with another."""
+    """Packages of which some steps ran with one version and some with another, and devices that differ."""
     found: dict[str, set[str]] = {}
     for name, _, version in (text.partition(" ") for entry in done for text in entry["versions"]):
         found.setdefault(name, set()).add(version)
@@ -428,8 +428,8 @@ def _versions_remark(done: Sequence[Mapping[str, Any]]) -> str:
     if not mixed:
         return ""
     return (
-        f"Not all steps ran with the same versions: {'; '.join(mixed)}. A part of the differences may come from that; "
-        "another --output-dir runs all of them with one."
+        f"Not all steps ran in one environment: {'; '.join(mixed)}. A part of the differences may come from that; "
+        "another --output-dir runs all of them in one."
     )
 
 

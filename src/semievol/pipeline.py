@@ -20,7 +20,7 @@ from semievol.backends.base import HOSTED, check_packages
 from semievol.backends.host_memory import restart_peak
 from semievol.backends.notes import hosted_notes
 from semievol.comparison import comparison_of
-from semievol.config import RunConfig, Section
+from semievol.config import RunConfig, Section, local_generator
 from semievol.errors import ArtifactError, ConfigError, DiskFullError, SemiEvolError
 from semievol.sft import TRAINED_IN
 from semievol.sharing import SharedSteps
@@ -372,9 +372,18 @@ def _run_step(ctx: StageContext, step: Step, fingerprint: str) -> None:
     }
     entry = {"fingerprint": fingerprint, "stats": stats, "cost": cost}
     if cost["model_seconds"]:
-        entry["versions"] = package_versions()
+        entry["versions"] = package_versions() | _device(ctx.config)
     ctx.run_dir.record_stage(step.name, entry)
     ctx.reporter.done(step.name, _sentence(stats), seconds)
+
+
+def _device(config: RunConfig) -> dict[str, str]:
+    """Type of the device of this machine's models; nothing where all of them are elsewhere."""
+    if local_generator(config.generator).type != "transformers" and config.trainer.type != "trl":
+        return {}
+    from semievol.backends.hf import resolve_device_type  # by now the libraries behind it are loaded
+
+    return {"device": resolve_device_type(config.model)}
 
 
 def _fingerprint(ctx: StageContext, upstream: Sequence[str]) -> str:
