@@ -2,9 +2,9 @@
 
     python examples/method.py            # some minutes on 2 CPU cores
 
-It routes the synthetic support tickets of `semievol demo` with the embedded Pocket LM. Read it from top to bottom:
-it is
-section 3 of the paper (arXiv:2410.14745). For a run that resumes, is audited and ends in a report, use `semievol run`.
+It routes the synthetic support tickets of `semievol demo` with the embedded Pocket LM. Read it from top to bottom: it
+is section 3 of the paper (arXiv:2410.14745). For a run that resumes, is audited and ends in a report, use
+`semievol run`.
 """
 
 import tempfile

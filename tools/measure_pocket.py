@@ -1,7 +1,7 @@
 """Measures the Pocket LM, as users get it, and writes `src/semievol/demo/pocket/card.json`.
 
-    python tools/measure_pocket.py --shared ../shared
-    python tools/measure_pocket.py --shared ../shared --only base --limit 150     # a quick look, writes nothing
+    python tools/measure_pocket.py --shared FOLDER
+    python tools/measure_pocket.py --shared FOLDER --only base --limit 150     # a quick look, writes nothing
 
 Each number comes from the folder that `pocket_lm_dir` puts together from the exported delta, after quantisation. Two
 sets that training never sees: Financial PhraseBank (3 options; the SemiEvol release) and banking77 restricted to the
@@ -233,7 +233,7 @@ def prose_loss(model: Any, tokenizer: Any, shared: Path, cache: Path, corpus_cha
 def main() -> None:
     """Parses the command line, measures, writes the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--shared", type=Path, required=True, help="folder with data/semievol/fpb and data/banking77")
     parser.add_argument(
         "--cache-dir", type=Path, help="where the folder and the tokens of prose are kept; default: a temporary one"
     )

@@ -1,8 +1,8 @@
 r"""Trains the Pocket LM: all-MiniLM-L6-v2 opened as a causal decoder, and writes the difference as `delta.safetensors`.
 
-    python tools/train_pocket.py train --output-dir build/pocket --minutes 40
-    python tools/train_pocket.py train --output-dir build/pocket --max-tokens 3e8 --device cuda --batch-tokens 131072 \
-        --workers 14 --compile
+    python tools/train_pocket.py train --shared FOLDER --output-dir build/pocket --minutes 40
+    python tools/train_pocket.py train --shared FOLDER --output-dir build/pocket --max-tokens 3e8 --device cuda \
+        --batch-tokens 131072 --workers 14 --compile
     python tools/train_pocket.py export --output-dir build/pocket
 
 Under `torchrun --nproc-per-node N` the processes average their gradients. On a CPU whose cores are shared with other
@@ -299,7 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("train", help="train, or go on")
-    one.add_argument("--shared", type=Path, default=Path("../shared"))
+    one.add_argument("--shared", type=Path, required=True, help="folder with corpora/ and data/pretrain_tasks/")
     one.add_argument("--output-dir", type=Path, default=Path("build/pocket"))
     one.add_argument("--minutes", type=float, default=1e9, help="budget of this call")
     one.add_argument("--max-tokens", type=float, default=1e18, help="budget of this call; padding does not count")

@@ -3,6 +3,7 @@
 python tools/write_config_docs.py [--check]
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from semievol import config as config_module
@@ -75,14 +77,14 @@ def sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
             below += [(f"{prefix}{name}", m, field.description or "") for m in members]
             continue
         key = f"{prefix}{name}"
-        default = _default(key, field.default)
+        default = _default(key, field)
         yield f"| `{key}` | {_type(field.annotation)} | {default} | {_cell(field.description)} |"
     yield ""
     for name, member, _ in below:
         tag = member.model_fields["type"].default if name in ("generator", "trainer", "embedder") else None
         title = f"`{name}` of `type: {tag}`" if tag else f"`{name}`"
         default = " (default)" if tag and DEFAULT_BACKENDS[f"{name}.type"] == tag else ""
-        yield f"### {title}{default}\n\n{(member.__doc__ or '').strip()}\n"
+        yield f"### {title}{default}\n\n{inspect.cleandoc(member.__doc__ or '')}\n"
         yield from sections(member, f"{name}.")
 
 
@@ -117,14 +119,16 @@ def _type(annotation: Any) -> str:
     ):
         text = text.replace(old, new)
     if text.startswith("Literal[") or "Literal[" in text:
-        text = text.replace("Optional[", "").replace("Literal[", "").replace("]", "").replace("'", "")
+        for old in ("Union[", "Optional[", "Literal[", "]", "'"):
+            text = text.replace(old, "")
         return " or ".join(f"`{p.strip()}`" for part in text.split("|") for p in part.split(","))
     return text.replace("|", "or")
 
 
-def _default(key: str, default: Any) -> str:
+def _default(key: str, field: FieldInfo) -> str:
     if key in RECIPES["paper"]:
         return "recipe"
+    default = field.get_default(call_default_factory=True, validated_data={})
     return "required" if default is PydanticUndefined else _value(default)
 
 

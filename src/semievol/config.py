@@ -279,7 +279,10 @@ class FakeGeneratorConfig(Section):
 
 
 class AzureConfig(Section):
-    """An Azure OpenAI resource; `model.path` is then the name of the deployment."""
+    """An Azure OpenAI resource.
+
+    `generator.model` (or `embedder.model`) names the deployment; `model.path` stays the model's name.
+    """
 
     endpoint: str
     """`https://NAME.openai.azure.com`"""
@@ -315,7 +318,7 @@ class EndpointConfig(Section):
 
 
 class PricesConfig(Section):
-    """US dollars for a million tokens, in the place of the table in prices.py. None: as the untuned or as nothing."""
+    """US dollars for a million tokens, in the place of the table in prices.py."""
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)

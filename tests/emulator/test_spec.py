@@ -1,7 +1,7 @@
 """What the SDK sends and what the emulator answers, held against OpenAI's OpenAPI document.
 
-The document is not part of this project: put `openapi.json` of github.com/openai/openai-openapi in `../shared/openai/`
-or name it in OPENAI_OPENAPI; without it these tests are skipped.
+The document is not part of this project: it is `openapi.json` of github.com/openai/openai-openapi, in a folder of data
+beside the checkout, where there is one, or where OPENAI_OPENAPI names it; without it these tests are skipped.
 """
 
 import json

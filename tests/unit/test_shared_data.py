@@ -1,4 +1,4 @@
-"""Loads the real public data that lie beside the checkout and are never committed."""
+"""Loads real public data, never committed, from a folder of data beside the checkout, where there is one."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,7 +12,7 @@ from semievol.types import RawRow
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not here")
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="there is no folder of data beside the checkout")
 
 
 def load(task: str, **data: str) -> LoadedData:

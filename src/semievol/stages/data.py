@@ -4,7 +4,8 @@ Reads   the files of the config
 Writes  data/labeled, data/unlabeled, data/test, data/sealed_gold, data/rejected, data/duplicates, data/not_drawn,
 data/task, data/counts
 
-After this stage no artifact but data/sealed_gold holds a target of an unlabelled row, and only `evaluate` may open it.
+After this stage no artifact but data/sealed_gold holds a target of an unlabelled row. Of a run only `evaluate` may open
+it, of a comparison with gold also `audit` and the two oracles.
 """
 
 from dataclasses import asdict

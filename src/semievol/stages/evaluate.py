@@ -1,6 +1,6 @@
 """Measure every model on the test rows, and audit the pseudo-labels against the sealed targets.
 
-Reads   data/*, the models and the kept and dropped rows of every round; alone among the stages data/sealed_gold
+Reads   data/*, the models and the kept and dropped rows of every round; alone of the stages of a run data/sealed_gold
 Writes  evaluate/predictions_<model>, evaluate/fates, evaluate/results
 
 All models answer the same rows in the same way: exact scores over closed answer sets, greedy completions otherwise.

@@ -15,7 +15,7 @@ from semievol.stage import Stage, StageContext, StageStats
 from semievol.versions import environment
 
 SCHEMA_VERSION = 1
-"""Of results.json; docs/results-schema.md describes it."""
+"""Of results.json; docs/run-folder.md describes it."""
 
 
 def assemble_results(config: RunConfig, run_dir: RunDir) -> dict[str, Any]:
