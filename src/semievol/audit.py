@@ -109,7 +109,10 @@ def group_lines(groups: Iterable[str]) -> dict[str, str]:
 
 
 def measure_groups(model: str, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Accuracy by group with Wilson intervals, by the lines of `group_lines`; nothing where rows have no group."""
+    """Mean score by group with 95% intervals, by the lines of `group_lines`; nothing where rows have no group.
+
+    Intervals are those of `metrics.accuracy_interval`; a single row of graded scores shows no spread, so it has [0, 1].
+    """
     by_group: dict[str, list[float]] = defaultdict(list)
     for prediction in predictions:
         if prediction.group is not None and prediction.score is not None:
@@ -120,13 +123,14 @@ def measure_groups(model: str, predictions: Sequence[Prediction]) -> list[dict[s
     rows = []
     for group, scores in lines.items():
         interval = metrics.accuracy_interval(np.array(scores), n_bootstrap=1000, seed=0)
+        low, high = (0.0, 1.0) if len(scores) == 1 and 0 < scores[0] < 1 else (interval.ci_low, interval.ci_high)
         rows.append(
             {
                 "model": model,
                 "group": group,
                 "value": interval.value,
-                "ci_low": interval.ci_low,
-                "ci_high": interval.ci_high,
+                "ci_low": low,
+                "ci_high": high,
                 "n": len(scores),
             }
         )
@@ -134,8 +138,11 @@ def measure_groups(model: str, predictions: Sequence[Prediction]) -> list[dict[s
 
 
 def measure_calibration(model: str, predictions: Sequence[Prediction]) -> dict[str, Any] | None:
-    """Expected calibration error and Brier score of the confidence in the given answer; None where there is none."""
-    rated = [p for p in predictions if p.confidence is not None and p.score is not None]
+    """Expected calibration error and Brier score of the confidence in the given answer; None where there is none.
+
+    Over the answers that could be read: of a text without one there is nothing to be sure of.
+    """
+    rated = [p for p in predictions if p.answer is not None and p.confidence is not None and p.score is not None]
     if not rated:
         return None
     confidence = np.array([p.confidence for p in rated], dtype=np.float64)

@@ -234,23 +234,27 @@ def minimum_detectable_difference(
 
 
 def macro_f1(targets: Sequence[str], answers: Sequence[str | None]) -> float:
-    """Unweighted mean of the F1 of each class that occurs in targets or answers; None is no class, so a miss."""
+    """Unweighted mean of the F1 of each class that occurs among the targets.
+
+    A class that is only answered has no F1 of its own: it counts against the class that was right, as does None.
+    """
     _check_lengths("macro_f1", len(targets), len(answers))
     n_both = Counter(t for t, x in zip(targets, answers, strict=True) if t == x)
     n_any = Counter(targets) + Counter(x for x in answers if x is not None)
-    return float(np.mean([2 * n_both[name] / n_any[name] for name in sorted(n_any)]))
+    return float(np.mean([2 * n_both[name] / n_any[name] for name in sorted(set(targets))]))
 
 
 def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, n_bins: int = 15) -> float:
     """Mean |accuracy - confidence| over bins of equal mass (Naeini 2015; adaptive binning, Nixon arXiv:1904.01685).
 
-    Rows are sorted by confidence and cut into min(n_bins, n) bins whose sizes differ by at most one. Rows with the same
-    confidence stay in the order given, so ties that straddle a cut depend on it. Biased upwards for few rows.
+    Rows are sorted by confidence and cut into min(n_bins, n) bins whose sizes differ by at most one. Rows of equal
+    confidence share their mean accuracy, so that their order does not matter where a cut parts them. Biased upwards for
+    few rows.
     """
     sure, right = _as_confidence(confidence, correct)
     if n_bins < 1:
         raise DataError(f"expected_calibration_error: n_bins is {n_bins}; at least 1 is needed")
-    gaps = (right - sure)[np.argsort(sure, kind="stable")]
+    gaps = (share_ties(sure, right) - sure)[np.argsort(sure, kind="stable")]
     bins = np.array_split(gaps, min(n_bins, len(gaps)))
     return float(sum(abs(part.sum()) for part in bins) / len(gaps))
 
@@ -269,11 +273,17 @@ def risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Fl
     """
     sure, right = _as_pair(confidence, correct, a_name="confidence", b_name="correct")
     _check_range("correct", right)
-    _, place = np.unique(-sure, return_inverse=True)
-    sizes = np.bincount(place)
-    errors = np.bincount(place, weights=1 - right) / sizes
+    errors = share_ties(sure, 1 - right)[np.argsort(-sure, kind="stable")]
     n_rows = np.arange(1, len(sure) + 1)
-    return n_rows / len(sure), np.cumsum(np.repeat(errors, sizes)) / n_rows
+    return n_rows / len(sure), np.cumsum(errors) / n_rows
+
+
+def share_ties(keys: ArrayLike, values: ArrayLike) -> Floats:
+    """`values` (n,), each replaced by the mean over the rows that have the same key, in the order given."""
+    of_row, numbers = _as_pair(keys, values, a_name="keys", b_name="values")
+    _, place = np.unique(of_row, return_inverse=True)
+    means: Floats = (np.bincount(place, weights=numbers) / np.bincount(place))[place]
+    return means
 
 
 def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:

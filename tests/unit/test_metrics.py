@@ -23,6 +23,7 @@ from semievol.metrics import (
     paired_difference,
     precision_by_coverage,
     risk_coverage,
+    share_ties,
     wilson_interval,
 )
 
@@ -162,7 +163,7 @@ def test_paired_difference_covers_the_truth_as_often_as_it_says() -> None:
         a, b = (kind < 0.12) | (kind > 0.5), ((kind >= 0.12) & (kind < 0.19)) | (kind > 0.5)
         result = paired_difference(a, b, n_bootstrap=300, seed=trial)
         hits += result.ci_low <= 0.05 <= result.ci_high
-    assert abs(hits / n_trials - 0.95) < 3 * np.sqrt(0.95 * 0.05 / n_trials)
+    assert abs(hits / n_trials - 0.95) < 2 * np.sqrt(0.95 * 0.05 / n_trials)
     for _ in range(n_trials):
         kind = generator.random(n_rows)
         rejected += mcnemar_p_value(kind < 0.1, (kind >= 0.1) & (kind < 0.2)) <= 0.05
@@ -170,14 +171,14 @@ def test_paired_difference_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_grouped_interval_covers_the_truth_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(11)
-    n_trials, n_groups, hits = 1000, 60, 0
+    generator = np.random.default_rng(13)
+    n_trials, n_groups, hits = 1000, 120, 0
     groups = [i // 5 for i in range(5 * n_groups)]
     for trial in range(n_trials):
         share = np.repeat(generator.normal(0.02, 0.1, n_groups), 5) + generator.normal(0, 0.1, 5 * n_groups)
-        result = mean_interval(share, groups, n_bootstrap=400, seed=trial)
+        result = mean_interval(share, groups, n_bootstrap=1000, seed=trial)
         hits += result.ci_low <= 0.02 <= result.ci_high
-    assert abs(hits / n_trials - 0.95) < 3 * np.sqrt(0.95 * 0.05 / n_trials)
+    assert abs(hits / n_trials - 0.95) < 2 * np.sqrt(0.95 * 0.05 / n_trials)
 
 
 def test_hierarchical_difference_holds_seed_noise() -> None:
@@ -301,6 +302,12 @@ def test_macro_f1_counts_unparsed_as_a_miss() -> None:
     assert macro_f1(["a", "a", "b"], ["a", None, "b"]) == pytest.approx((2 / 3 + 1) / 2)
 
 
+def test_macro_f1_is_over_the_classes_of_the_targets() -> None:
+    targets, answers = ["a"] * 50 + ["b"] * 50, ["a"] * 50 + ["b"] * 49 + ["c"]
+    assert macro_f1(targets, answers) == pytest.approx(f1_score(targets, answers, average="macro", labels=["a", "b"]))
+    assert macro_f1(targets, answers) == pytest.approx((1 + 98 / 99) / 2)
+
+
 def test_expected_calibration_error_uses_bins_of_equal_mass() -> None:
     confidence, correct = [0.9, 0.6, 0.8, 0.5], [1, 0, 1, 1]
     # Bins {.5, .6} and {.8, .9}: |.5 - .55| / 2 + |1 - .85| / 2.
@@ -308,6 +315,21 @@ def test_expected_calibration_error_uses_bins_of_equal_mass() -> None:
     assert expected_calibration_error(confidence, correct, n_bins=1) == pytest.approx(0.05)
     # More bins than rows: one bin a row.
     assert expected_calibration_error(confidence, correct) == pytest.approx((0.1 + 0.6 + 0.2 + 0.5) / 4)
+
+
+def test_expected_calibration_error_does_not_depend_on_the_order_of_ties() -> None:
+    assert expected_calibration_error([0.8] * 100, [1] * 80 + [0] * 20) == pytest.approx(0.0, abs=1e-12)
+    generator = np.random.default_rng(0)
+    votes = generator.integers(1, 6, 300) / 5
+    hits = (generator.random(300) < votes).astype(float)
+    whole = expected_calibration_error(votes, hits)
+    for _ in range(20):
+        order = generator.permutation(300)
+        assert expected_calibration_error(votes[order], hits[order]) == pytest.approx(whole)
+
+
+def test_share_ties_gives_rows_of_one_key_their_mean() -> None:
+    assert share_ties([2, 1, 2], [1, 0, 0]).tolist() == [0.5, 0.0, 0.5]
 
 
 def test_brier_score_is_mean_squared_gap() -> None:
