@@ -4,9 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from semievol.compare_stats import crossed_mean, ratio_interval, share_interval, spread, value_effect
+from semievol.compare_stats import (
+    constant_interval,
+    crossed_mean,
+    ratio_interval,
+    share_interval,
+    spread,
+    value_effect,
+)
 from semievol.errors import DataError
-from semievol.metrics import clopper_pearson_interval
+from semievol.metrics import clopper_pearson_interval, mcnemar_p_value
 
 SCORES = np.random.default_rng(0).normal(0.3, 1.0, (4, 30))
 
@@ -120,10 +127,22 @@ def test_share_interval_counts_equal_runs_once() -> None:
     )
 
 
-def test_ratio_of_proportional_differences_is_certain() -> None:
+def test_ratio_of_proportional_differences_is_not_defined() -> None:
     below = SCORES + 2
     found = ratio_interval(0.5 * below, below)
-    assert (found.value, found.ci_low, found.ci_high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-6)
+    assert (found.value, found.ci_low, found.ci_high) == (None, None, None)
+    assert found.reason == "the ratio is the same on every row"
+
+
+def test_ratio_whose_interval_has_no_end_is_not_defined() -> None:
+    # The interval of the denominator all but reaches zero, so a ratio of millions is still inside.
+    generator = np.random.default_rng(2)
+    rows = generator.normal(0, 1, 60)
+    rows -= rows.mean()
+    below = rows + (1 + 1e-13) * crossed_mean(rows[np.newaxis]).half_width()
+    found = ratio_interval(generator.normal(0.2, 1, (1, 60)), below[np.newaxis])
+    assert (found.value, found.ci_low, found.ci_high) == (None, None, None)
+    assert found.reason == "its interval has no end"
 
 
 @pytest.mark.parametrize("shift", [0.0, -2.0])
@@ -132,6 +151,47 @@ def test_ratio_is_not_defined_where_the_denominator_may_be_zero_or_less(shift: f
     found = ratio_interval(SCORES, below)
     assert (found.value, found.ci_low, found.ci_high) == (None, None, None)
     assert "denominator" in found.reason
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 20])
+def test_interval_of_a_constant_difference_leaves_out_zero_where_mcnemar_does(n: int) -> None:
+    low, high = constant_interval(crossed_mean(np.ones((1, n))))
+    assert (low, high) == pytest.approx((2 * clopper_pearson_interval(n, n)[0] - 1, 1.0))
+    assert (low > 0) == (mcnemar_p_value(np.ones(n), np.zeros(n)) <= 0.05)
+    assert constant_interval(crossed_mean(-np.ones((1, n)))) == pytest.approx((-high, -low))
+
+
+def test_interval_of_no_difference_is_that_of_a_share_of_none_to_both_sides() -> None:
+    bound = clopper_pearson_interval(0, 40)[1]
+    assert constant_interval(crossed_mean(np.zeros((3, 40)))) == pytest.approx((-bound, bound))
+
+
+def test_units_of_equal_weight_keep_the_usual_factor_and_degrees_of_freedom() -> None:
+    found = crossed_mean(np.repeat(SCORES, 2, axis=1), groups=np.repeat(np.arange(30), 2).tolist(), units=list("aabb"))
+    by_split, by_group = SCORES.mean(1).reshape(2, 2).mean(1), SCORES.mean(0)
+    assert (found.run_degrees, found.row_degrees) == pytest.approx((1, 29), rel=1e-12)
+    assert found.run_variance == pytest.approx(by_split.var(ddof=1) / 2, rel=1e-12)
+    assert found.row_variance == pytest.approx(by_group.var(ddof=1) / 30, rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[5, 1, 1], [20, 20] + [1] * 40, [81] + [1] * 19])
+def test_variance_of_units_of_unequal_weight_is_unbiased(sizes: list[int]) -> None:
+    generator = np.random.default_rng(3)
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    shares = np.array(sizes) / sum(sizes)
+    found = [
+        crossed_mean(generator.normal(0, 1, len(sizes))[groups][np.newaxis], groups=groups.tolist())
+        for _ in range(4000)
+    ]
+    assert np.mean([f.row_variance for f in found]) == pytest.approx((shares**2).sum(), rel=0.08)
+    assert found[0].row_degrees == pytest.approx(max(1.0, 1 / (shares**2).sum() - 1))
+
+
+def test_share_interval_of_all_counts_one_large_group_for_no_more_than_it_is() -> None:
+    even, uneven = np.repeat(np.arange(20), 5), np.repeat(np.arange(20), [81] + [1] * 19)
+    low = [share_interval(crossed_mean(np.ones((1, 100)), groups=groups.tolist()))[0] for groups in (even, uneven)]
+    assert low[0] == pytest.approx(clopper_pearson_interval(20, 20)[0])
+    assert low[1] == pytest.approx(clopper_pearson_interval(2, 2)[0])
 
 
 def test_spread_needs_two_values() -> None:

@@ -1,6 +1,7 @@
 """Do the intervals hold the truth as often as they say? Simulated data with known answers.
 
-A share of 1,000 draws has a standard error of 0.0069 at 95%, so an interval passes from 0.936 on.
+A share of 1,000 draws has a standard error of 0.0069 at 95%, so an interval that is meant to be nominal passes from
+0.936 to 0.964. Where one is known to be conservative, the test says how often it holds the truth instead.
 """
 
 import numpy as np
@@ -20,6 +21,7 @@ from semievol.metrics import (
 
 N_DRAWS = 1000
 LOWEST = 0.95 - 2 * np.sqrt(0.95 * 0.05 / N_DRAWS)
+HIGHEST = 1.9 - LOWEST
 Scores = NDArray[np.float64]
 
 DESIGNS = {
@@ -29,6 +31,18 @@ DESIGNS = {
     "models differ much": (0.3, 0.3, 0.3),
 }
 """Standard deviations on the logit-like scale: of a training, of a row's liking for an arm, of one answer."""
+HELD = {
+    ("training is certain", 3): 0.95,
+    ("training is certain", 5): 0.95,
+    ("models differ much", 3): 0.95,
+    ("models differ much", 5): 0.95,
+    ("answers flicker, models are alike", 3): 0.983,
+    ("answers flicker, models are alike", 5): 0.967,
+    ("models differ a little", 3): 0.981,
+    ("models differ a little", 5): 0.964,
+}
+"""How often the crossed interval holds the truth, of (design, seeds): nominal, or as measured over 16,000 draws of 100
+rows where it is conservative: what little trainings differ is weighed by the t quantile of few seeds."""
 
 
 def simulate(
@@ -56,6 +70,17 @@ def true_accuracy(design: str, gain: float) -> float:
     return float(stats.norm.cdf((0.6 + gain) / np.sqrt(variance)))
 
 
+def share_held(ends: object, truth: float) -> float:
+    """Share of the intervals (n, 2) that hold the truth."""
+    low, high = np.asarray(ends, dtype=np.float64).T
+    return float(np.mean((low <= truth) & (truth <= high)))
+
+
+def error_of(share: float, n_draws: int = N_DRAWS) -> float:
+    """Two standard errors of a share."""
+    return 2 * float(np.sqrt(share * (1 - share) / n_draws))
+
+
 @pytest.mark.parametrize("n", [20, 100, 400])
 @pytest.mark.parametrize("share", [0.03, 0.5, 0.9])
 def test_clopper_pearson_covers_at_least_nominal(n: int, share: float) -> None:
@@ -76,14 +101,59 @@ def test_wilson_covers_nominal_on_average_over_shares(n: int) -> None:
     assert coverage.min() > 0.92
 
 
-@pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("n_seeds", [3, 5])
-def test_crossed_interval_of_a_difference_covers_nominal(design: str, n_seeds: int) -> None:
-    generator = np.random.default_rng(1)
+@pytest.mark.parametrize(("design", "n_seeds"), HELD)
+def test_crossed_interval_of_a_difference_covers_as_often_as_is_said(design: str, n_seeds: int) -> None:
+    generator = np.random.default_rng((21, n_seeds))
     a, b = simulate(generator, N_DRAWS, n_seeds, 100, design, (0.3, 0.0))
     truth = true_accuracy(design, 0.3) - true_accuracy(design, 0.0)
-    ends = np.array([crossed_mean(d).interval() for d in a - b])
-    assert np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])) >= LOWEST
+    held = HELD[design, n_seeds]
+    assert share_held([crossed_mean(d).interval() for d in a - b], truth) == pytest.approx(held, abs=error_of(held))
+
+
+def test_crossed_interval_of_a_single_run_covers_nominal() -> None:
+    generator = np.random.default_rng(12)
+    design = "training is certain"
+    a, b = simulate(generator, N_DRAWS, 1, 200, design, (0.3, 0.0))
+    truth = true_accuracy(design, 0.3) - true_accuracy(design, 0.0)
+    assert LOWEST <= share_held([crossed_mean(d).interval() for d in a - b], truth) <= HIGHEST
+
+
+@pytest.mark.parametrize(
+    ("n_runs", "highest"),
+    [((3, 3, 3), HIGHEST), ((3, 3, 3, 2, 2), HIGHEST), ((5, 1), HIGHEST), ((3, 3, 1), 0.98), ((5, 1, 1), 1.0)],
+)
+def test_crossed_interval_over_splits_of_unequal_runs_covers(n_runs: tuple[int, ...], highest: float) -> None:
+    # Nominal where splits weigh about the same; of three of which one leads, Kish's number is conservative.
+    generator = np.random.default_rng(13)
+    splits = np.repeat(np.arange(len(n_runs)), n_runs)
+    ends = []
+    for _ in range(N_DRAWS):
+        of_split = 0.05 + generator.normal(0, 0.05, len(n_runs))
+        scores = of_split[splits][:, np.newaxis] + generator.normal(0, 0.01, (len(splits), 20))
+        ends.append(crossed_mean(scores, units=splits.tolist()).interval())
+    assert LOWEST <= share_held(ends, 0.05) <= highest
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lowest", "highest"),
+    [
+        ([3] * 40, LOWEST, HIGHEST),
+        (list(range(1, 31)), LOWEST, HIGHEST),
+        ([20, 20] + [1] * 40, LOWEST, HIGHEST),
+        ([10] * 3 + [1] * 30, 0.92, 0.95),  # a little too narrow: 0.935 over 20,000 draws
+        ([50] + [1] * 49, 0.99, 1.0),
+        ([81] + [1] * 19, 0.99, 1.0),
+    ],
+)
+def test_crossed_interval_over_groups_of_unequal_size_covers(sizes: list[int], lowest: float, highest: float) -> None:
+    # Where one group is most of all rows, the others can hardly tell how far it may be off.
+    generator = np.random.default_rng(15)
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    ends = []
+    for _ in range(N_DRAWS):
+        scores = 0.1 + generator.normal(0, 0.3, len(sizes))[groups] + generator.normal(0, 0.1, len(groups))
+        ends.append(crossed_mean(scores[np.newaxis], groups=groups.tolist()).interval())
+    assert lowest <= share_held(ends, 0.1) <= highest
 
 
 @pytest.mark.parametrize("own_rows", [False, True], ids=["one test set", "a test set a split"])
@@ -104,6 +174,7 @@ def test_crossed_interval_over_splits_covers_nominal(n_splits: int, own_rows: bo
         for units, hits in ((splits, by_split), (None, by_run)):
             low, high = crossed_mean(scores, units=units).interval()
             hits.append(low <= 0.1 <= high)
+    # Conservative: of few splits what the rows vary counts twice in part. 0.96 to 0.984 over 2,000 draws.
     assert LOWEST <= np.mean(by_split) <= 0.99
     assert np.mean(by_run) < np.mean(by_split) - 0.04
 
@@ -112,25 +183,29 @@ def test_crossed_interval_over_splits_covers_nominal(n_splits: int, own_rows: bo
 @pytest.mark.parametrize("n_rows", [100, 500])
 @pytest.mark.parametrize("n_seeds", [2, 3, 4, 5, 8])
 @pytest.mark.parametrize("design", DESIGNS)
-def test_crossed_interval_covers_nominal_over_more_designs(design: str, n_seeds: int, n_rows: int) -> None:
+def test_crossed_interval_covers_over_more_designs(design: str, n_seeds: int, n_rows: int) -> None:
     generator = np.random.default_rng((2, n_seeds, n_rows))
     truth = true_accuracy(design, 0.3) - true_accuracy(design, 0.0)
-    hits = []
+    shares = []
     for _ in range(4):
         a, b = simulate(generator, N_DRAWS, n_seeds, n_rows, design, (0.3, 0.0))
-        ends = np.array([crossed_mean(d).interval() for d in a - b])
-        hits.append(np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])))
-    assert np.mean(hits) >= 0.95 - 2 * np.sqrt(0.95 * 0.05 / (4 * N_DRAWS))
+        shares.append(share_held([crossed_mean(d).interval() for d in a - b], truth))
+    highest = {"training is certain": 0.957, "models differ much": 0.967}.get(design, 0.995)
+    assert 0.95 - error_of(0.95, 4 * N_DRAWS) <= np.mean(shares) <= highest
 
 
-def test_seed_row_bootstrap_is_too_narrow_with_three_seeds() -> None:
-    # Why the reports do not lead with it: where trainings differ, it holds the truth far too seldom.
-    generator = np.random.default_rng(3)
+@pytest.mark.parametrize(
+    ("n_seeds", "held"),
+    [(3, 0.85), *(pytest.param(*line, marks=pytest.mark.slow) for line in ((2, 0.77), (5, 0.91), (8, 0.93)))],
+)
+def test_seed_row_bootstrap_is_too_narrow_with_few_seeds(n_seeds: int, held: float) -> None:
+    # Why the reports do not lead with it: where trainings differ, it holds the truth too seldom.
+    generator = np.random.default_rng(97)
     design = "models differ much"
-    a, b = simulate(generator, 400, 3, 100, design, (0.3, 0.0))
+    a, b = simulate(generator, N_DRAWS, n_seeds, 100, design, (0.3, 0.0))
     truth = true_accuracy(design, 0.3) - true_accuracy(design, 0.0)
-    found = [hierarchical_difference(x, y, n_bootstrap=200, seed=0) for x, y in zip(a, b, strict=True)]
-    assert np.mean([f.ci_low <= truth <= f.ci_high for f in found]) < 0.88
+    found = [hierarchical_difference(x, y, n_bootstrap=1000, seed=0) for x, y in zip(a, b, strict=True)]
+    assert share_held([(f.ci_low, f.ci_high) for f in found], truth) == pytest.approx(held, abs=error_of(held))
 
 
 def test_crossed_interval_with_groups_covers_where_rows_of_a_group_are_alike() -> None:
@@ -143,11 +218,11 @@ def test_crossed_interval_with_groups_covers_where_rows_of_a_group_are_alike() -
         for found, hits in ((crossed_mean(scores), hits_rows), (crossed_mean(scores, groups=groups), hits_groups)):
             low, high = found.interval()
             hits.append(low <= 0.1 <= high)
-    assert np.mean(hits_groups) >= LOWEST
+    assert LOWEST <= np.mean(hits_groups) <= HIGHEST
     assert np.mean(hits_rows) < 0.8
 
 
-def test_share_interval_over_seeds_covers_nominal() -> None:
+def test_share_interval_over_seeds_is_conservative() -> None:
     generator = np.random.default_rng(5)
     design = "models differ a little"
     (scores,) = simulate(generator, N_DRAWS, 3, 100, design, (1.5,))
@@ -155,12 +230,12 @@ def test_share_interval_over_seeds_covers_nominal() -> None:
     ends = np.array([share_interval(crossed_mean(s)) for s in scores])
     assert ends.min() >= 0.0
     assert ends.max() <= 1.0
-    assert np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])) >= LOWEST
+    assert LOWEST <= share_held(ends, truth) <= 0.99  # 0.978 over 2,000 draws
 
 
 @pytest.mark.parametrize("n_seeds", [1, 3])
 @pytest.mark.parametrize("group_sd", [0.0, 0.15])
-def test_share_interval_over_groups_covers_nominal_and_is_no_wider_than_it_must(group_sd: float, n_seeds: int) -> None:
+def test_share_interval_over_groups_is_conservative_and_no_wider_than_it_must(group_sd: float, n_seeds: int) -> None:
     generator = np.random.default_rng(8)
     n_groups, n_each, share = 40, 5, 0.7
     groups = np.repeat(np.arange(n_groups), n_each)
@@ -173,22 +248,28 @@ def test_share_interval_over_groups_covers_nominal_and_is_no_wider_than_it_must(
         covered.append(low <= share <= high)
         widths.append(high - low)
         plain.append(2 * found.half_width())
-    assert np.mean(covered) >= LOWEST
+    assert LOWEST <= np.mean(covered) <= 0.99
     assert np.mean(widths) <= 1.1 * np.mean(plain)
 
 
-def test_gap_closed_covers_nominal() -> None:
-    # Fieller's interval holds g exactly where the mean of numerator - g denominator may be zero.
+@pytest.mark.parametrize(
+    ("design", "lowest", "highest"),
+    [
+        ("training is certain", LOWEST, HIGHEST),
+        pytest.param("models differ much", LOWEST, 0.98, marks=pytest.mark.slow),
+        pytest.param("models differ a little", LOWEST, 0.995, marks=pytest.mark.slow),
+    ],
+)
+def test_gap_closed_covers(design: str, lowest: float, highest: float) -> None:
+    # Of trainings that differ, nominal or more, like the interval of a difference; of the ratios that are defined.
     generator = np.random.default_rng(6)
-    design = "models differ a little"
-    sft, arm, oracle = simulate(generator, N_DRAWS, 3, 100, design, (0.0, 0.4, 1.0))
-    start, value, end = (true_accuracy(design, gain) for gain in (0.0, 0.4, 1.0))
+    sft, arm, oracle = simulate(generator, N_DRAWS, 3, 60, design, (0.0, 0.6, 1.8))
+    start, value, end = (true_accuracy(design, gain) for gain in (0.0, 0.6, 1.8))
     truth = (value - start) / (end - start)
-    held = []
-    for d in (arm - sft) - truth * (oracle - sft):
-        low, high = crossed_mean(d).interval()
-        held.append(low <= 0 <= high)
-    assert np.mean(held) >= LOWEST
+    found = [ratio_interval(x - z, y - z) for x, y, z in zip(arm, oracle, sft, strict=True)]
+    ends = [(f.ci_low, f.ci_high) for f in found if f.value is not None]
+    assert len(ends) > 0.7 * N_DRAWS
+    assert lowest <= share_held(ends, truth) <= highest
 
 
 def test_gap_closed_interval_is_where_the_test_turns() -> None:
@@ -216,10 +297,20 @@ def test_equal_arms_are_told_apart_at_most_as_often_as_the_level_says() -> None:
 def test_paired_difference_of_one_run_covers_nominal() -> None:
     generator = np.random.default_rng(9)
     design = "training is certain"
-    a, b = (x[:, 0] for x in simulate(generator, N_DRAWS, 1, 200, design, (0.3, 0.0)))
+    a, b = (x[:, 0] for x in simulate(generator, N_DRAWS, 1, 400, design, (0.3, 0.0)))
     truth = true_accuracy(design, 0.3) - true_accuracy(design, 0.0)
-    found = [paired_difference(x, y, n_bootstrap=200, seed=0) for x, y in zip(a, b, strict=True)]
-    assert np.mean([f.ci_low <= truth <= f.ci_high for f in found]) >= LOWEST
+    found = [paired_difference(x, y, n_bootstrap=400, seed=i) for i, (x, y) in enumerate(zip(a, b, strict=True))]
+    assert LOWEST <= share_held([(f.ci_low, f.ci_high) for f in found], truth) <= HIGHEST
+
+
+def test_paired_difference_of_a_hundred_rows_is_a_little_too_narrow() -> None:
+    generator = np.random.default_rng(9)
+    design = "training is certain"
+    a, b = (x[:, 0] for x in simulate(generator, N_DRAWS, 1, 100, design, (0.3, 0.0)))
+    truth = true_accuracy(design, 0.3) - true_accuracy(design, 0.0)
+    found = [paired_difference(x, y, n_bootstrap=400, seed=i) for i, (x, y) in enumerate(zip(a, b, strict=True))]
+    held = share_held([(f.ci_low, f.ci_high) for f in found], truth)
+    assert held == pytest.approx(0.925, abs=error_of(0.925))
 
 
 def test_holm_gives_values_worked_by_hand() -> None:
