@@ -30,7 +30,7 @@ ROW_COUNTS = ("labeled", "unlabeled", "test", "duplicates_dropped", "rejected", 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Confidence against hits, means over the runs; the bins are over all answers."""
+    """Confidence in the answers that could be read against hits, means over the runs; the bins are over all of them."""
 
     ece: float
     """Expected calibration error over 15 bins of equal mass."""
@@ -53,7 +53,9 @@ class SignalQuality:
     error: float
     """Share of wrong labels among all: the area of a signal that knows nothing."""
     n: int
-    """Labels a run, mean."""
+    """Labels a run, mean: those that carry all signals, so that the signals are rated on the same ones."""
+    n_left_out: int
+    """Audited labels a run that lack one of the signals, mean."""
     curve: tuple[tuple[float, float], ...]
     """(coverage, risk), means over the runs."""
 
@@ -112,23 +114,26 @@ def total_cost(data: ComparisonData) -> dict[str, float]:
 
 
 def calibrate(cell: Cell) -> Calibration | None:
-    """Calibration of a cell; None where no answer has a confidence."""
+    """Calibration of a cell; None where no answer that could be read has a confidence."""
     found = [c for run in cell.done if (c := measure_calibration(run.arm, run.predictions)) is not None]
-    if not found:
+    rated = scored_values(cell, "confidence")
+    if not found or rated is None:
         return None
-    rated = [(p.confidence, p.score) for run in cell.done for p in run.predictions if p.confidence is not None]
     return Calibration(
         ece=float(np.mean([c["ece"] for c in found])),
         brier=float(np.mean([c["brier"] for c in found])),
         mean_entropy=_mean([c["mean_entropy"] for c in found]),
         mean_nll=_mean([c["mean_nll"] for c in found]),
         n=sum(c["n"] for c in found),
-        bins=tuple(_reliability(np.array(rated, dtype=np.float64))),
+        bins=tuple(_reliability(*rated)),
     )
 
 
 def measure_groups(cell: Cell) -> list[dict[str, Any]]:
-    """Mean score by group of the test rows with intervals, by the lines of `audit.group_lines`."""
+    """Mean score by group of the test rows with intervals, by the lines of `audit.group_lines`.
+
+    A single row of graded scores shows nothing of other rows, so it has the interval [0, 1].
+    """
     runs = cell.done
     if not runs:
         return []
@@ -144,6 +149,8 @@ def measure_groups(cell: Cell) -> list[dict[str, Any]]:
         found = crossed_mean(part[used], units=units)
         binary = bool(np.isin(part[np.isfinite(part)], (0.0, 1.0)).all())
         low, high = share_interval(found) if binary else found.interval()
+        if part.shape[1] == 1 and not binary:
+            low, high = 0.0, 1.0
         lines.append(
             {
                 "arm": cell.arm.name,
@@ -159,22 +166,28 @@ def measure_groups(cell: Cell) -> list[dict[str, Any]]:
 
 
 def rate_signals(cell: Cell) -> list[SignalQuality]:
-    """Risk-coverage of each signal on the audited pseudo-labels; nothing without an audit."""
-    rated = [found for run in cell.done if (found := _rated_labels(run))]
+    """Risk-coverage of each signal on the audited pseudo-labels that carry all of them; nothing without an audit."""
+    audited = [labels for run in cell.done if (labels := _rated_labels(run))]
+    signals = [name for name in SIGNALS if any(getattr(x, name) is not None for labels in audited for x, _ in labels)]
+    whole = [[pair for pair in labels if all(getattr(pair[0], s) is not None for s in signals)] for labels in audited]
+    rated = [labels for labels in whole if labels]
+    if not rated:
+        return []
+    n = float(np.mean([len(labels) for labels in whole]))
+    n_audited = float(np.mean([len(labels) for labels in audited]))
     lines = []
-    for signal, sign in SIGNALS.items():
-        curves = [curve for labels in rated if (curve := _risk_curve(labels, signal, sign)) is not None]
-        if not curves:
-            continue
-        areas = [curve[0] for curve in curves]
-        risks = np.mean([curve[1] for curve in curves], axis=0).tolist()
+    for signal in signals:
+        curves = [_risk_curve(labels, signal) for labels in rated]
+        areas = [area for area, _ in curves]
+        risks = np.mean([risk for _, risk in curves], axis=0).tolist()
         lines.append(
             SignalQuality(
                 signal=signal,
                 aurc=float(np.mean(areas)),
                 aurc_sd=spread(areas),
-                error=float(np.mean([curve[2] for curve in curves])),
-                n=round(float(np.mean([curve[3] for curve in curves]))),
+                error=float(np.mean([1 - np.mean([is_right for _, is_right in labels]) for labels in rated])),
+                n=round(n),
+                n_left_out=round(n_audited - n),
                 curve=tuple(zip(COVERAGES, risks, strict=True)),
             )
         )
@@ -240,12 +253,12 @@ def _by_unit(values: Sequence[_RunScores]) -> Floats:
 
 
 def scored_values(cell: Cell, field: str) -> tuple[Floats, Floats] | None:
-    """Values of a field of the predictions over all runs, and the scores; None where no answer has it."""
+    """Values of a field and scores of the answers of all runs that could be read; None where none of them has it."""
     rows = [
         (getattr(p, field), p.score)
         for run in cell.done
         for p in run.predictions
-        if getattr(p, field) is not None and p.score is not None
+        if p.answer is not None and getattr(p, field) is not None and p.score is not None
     ]
     if not rows:
         return None
@@ -261,24 +274,22 @@ def _rated_labels(run: ArmRun) -> list[tuple[PseudoLabel, bool]]:
     return [(label, verdict) for label, verdict in rated if verdict is not None]
 
 
-def _risk_curve(
-    labels: Sequence[tuple[PseudoLabel, bool]], signal: str, sign: float
-) -> tuple[float, Floats, float, int] | None:
-    """Area, risks at COVERAGES, share wrong, rows; None where no label carries the signal."""
-    pairs = [(sign * value, right) for label, right in labels if (value := getattr(label, signal)) is not None]
-    if not pairs:
-        return None
-    sure, right = np.array(pairs, dtype=np.float64).T
-    risk = metrics.risk_coverage(sure, right)[1]
+def _risk_curve(labels: Sequence[tuple[PseudoLabel, bool]], signal: str) -> tuple[float, Floats]:
+    """Area and risks at COVERAGES of labels that all carry the signal."""
+    sure = SIGNALS[signal] * np.array([getattr(label, signal) for label, _ in labels], dtype=np.float64)
+    risk = metrics.risk_coverage(sure, np.array([is_right for _, is_right in labels], dtype=np.float64))[1]
     places = [max(1, round(c * len(risk))) - 1 for c in COVERAGES]
-    return float(risk.mean()), risk[places], float(1 - right.mean()), len(risk)
+    return float(risk.mean()), risk[places]
 
 
-def _reliability(rated: Floats) -> list[dict[str, float]]:
-    ordered = rated[np.argsort(rated[:, 0], kind="stable")]
+def _reliability(confidence: Floats, correct: Floats) -> list[dict[str, float]]:
+    """Bins of equal mass; rows of equal confidence share their mean accuracy, as in the calibration error."""
+    order = np.argsort(confidence, kind="stable")
+    bins = min(N_BINS, len(order))
+    sure, right = np.array_split(confidence[order], bins), metrics.share_ties(confidence, correct)[order]
     return [
-        {"confidence": float(part[:, 0].mean()), "accuracy": float(part[:, 1].mean()), "n": len(part)}
-        for part in np.array_split(ordered, min(N_BINS, len(ordered)))
+        {"confidence": float(x.mean()), "accuracy": float(y.mean()), "n": len(x)}
+        for x, y in zip(sure, np.array_split(right, bins), strict=True)
     ]
 
 

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from semievol import metrics
 from semievol.audit import group_vector
 from semievol.compare_load import ArmRun, Cell, ComparisonData
-from semievol.compare_stats import CrossedMean, Ratio, crossed_mean, ratio_interval, share_interval, spread
+from semievol.compare_stats import (
+    CrossedMean,
+    Ratio,
+    constant_interval,
+    crossed_mean,
+    ratio_interval,
+    share_interval,
+    spread,
+)
+from semievol.compare_text import arm_label
 from semievol.errors import ArtifactError
 from semievol.report_text import interval, signed
 
@@ -25,6 +34,8 @@ FEW_ROWS = 300
 """Below, the interval of a single run is Clopper-Pearson, which covers at least 95%; above, Wilson."""
 FALLBACKS = ("sft_matched", "sft", "zero_shot")
 """What an arm is compared with where its reference has no finished run, or is the arm itself."""
+FEWEST_DIFFERING = 6
+"""Rows, or groups, that have to differ before exact McNemar, or the sign test, can tell at 95%."""
 GAP_FROM, GAP_TO = "sft", "oracle_full"
 """Arms that stand for 0 and 1 of the gap that unlabelled rows could close."""
 N_BOOTSTRAP = 2000
@@ -55,7 +66,7 @@ class Measured:
     n_unparsed: int
     """Of the answers of all runs; they count as wrong."""
     macro_f1: float | None
-    """Mean over the runs; None where rows do not share one set of answers."""
+    """Over the answers that are right for some test row, mean over the runs; None where rows do not share one set."""
     majority: float | None
     """Score of always giving the answer that is right most often, mean over the runs; None for open answers."""
     at_chance: bool
@@ -71,6 +82,10 @@ class PairedResult:
     arm: str
     reference: str
     setting: Mapping[str, Any]
+    value: float
+    """Mean of the arm over these runs."""
+    reference_value: float
+    """Mean of the reference over these runs."""
     difference: float
     ci_low: float
     ci_high: float
@@ -78,18 +93,19 @@ class PairedResult:
     p_holm: float | None
     """Adjusted over all arms of the comparison (Holm 1979); None outside that family."""
     method: str
-    """crossed_t; of a single run mcnemar (0/1 scores) or sign_flip, with a percentile bootstrap interval; no_difference
-    where no row differs, with the interval of a share of 0 (Clopper and Pearson) to both sides."""
+    """crossed_t; of a single run, and of several that all differ alike, mcnemar (0/1 scores) or sign_flip, with a
+    percentile bootstrap interval; no_difference where no row differs, with the interval of a share of 0 (Clopper and
+    Pearson) to both sides."""
     bootstrap_low: float | None
     """Percentile interval of the bootstrap over splits, seeds and rows; too narrow with few of them, for reference.
-    None for a single run."""
+    None for a single run, or what counts as one."""
     bootstrap_high: float | None
     n_rows: int
     n_runs: int
     unpaired: tuple[str, ...]
     """Runs that only one of the two has, which are left out."""
     detectable: float | None
-    """True difference that would be found four times in five; None where nothing tells."""
+    """True difference that would be found four times in five; 1 where none would be, None where nothing tells."""
     same_as: Mapping[str, Any] | None = None
     """In a sweep, the setting with the same config that stands for this one in Holm's family."""
 
@@ -177,11 +193,14 @@ def compare_cells(data: ComparisonData, cell: Cell, reference: Cell) -> PairedRe
     rows = [a.scores - b.scores for a, b in zip(ours, theirs, strict=True)]
     matrix, groups = stack_scores(ours, rows)
     both, either = {r.key for r in ours}, {r.key for r in cell.done} ^ {r.key for r in reference.done}
+    found = crossed_mean(matrix, units=run_units(ours), groups=groups)
     base = PairedResult(
         arm=cell.arm.name,
         reference=reference.arm.name,
         setting=cell.setting,
-        difference=float(matrix[np.isfinite(matrix)].mean()),
+        value=float(np.mean([run.scores.mean() for run in ours])),
+        reference_value=float(np.mean([run.scores.mean() for run in theirs])),
+        difference=found.mean,
         ci_low=0.0,
         ci_high=0.0,
         p_value=1.0,
@@ -194,25 +213,20 @@ def compare_cells(data: ComparisonData, cell: Cell, reference: Cell) -> PairedRe
         unpaired=tuple(f"split {split}, seed {seed}" for split, seed in sorted(either)),
         detectable=None,
     )
-    if not np.nansum(np.abs(matrix)):
-        return _no_difference(base, matrix, groups)
-    if len(ours) == 1:
-        return _single_run(base, ours[0].scores, theirs[0].scores, groups, n_draws=n_bootstrap(data))
-    found = crossed_mean(matrix, units=run_units(ours), groups=groups)
-    low, high = _clip(*found.interval())
-    drawn = metrics.hierarchical_difference(
-        matrix, matrix - matrix, units=run_units(ours), groups=groups, n_bootstrap=n_bootstrap(data), seed=0
-    )
-    return replace(
-        base,
-        difference=found.mean,
-        ci_low=low,
-        ci_high=high,
-        p_value=found.p_value(),
-        bootstrap_low=drawn.ci_low,
-        bootstrap_high=drawn.ci_high,
-        detectable=found.detectable() or None,
-    )
+    values = matrix[np.isfinite(matrix)]
+    if not values.any():
+        low, high = constant_interval(found)
+        least = metrics.minimum_detectable_difference(found.n_units, 0.0)
+        return replace(base, ci_low=low, ci_high=high, method="no_difference", detectable=least)
+    if (matrix == matrix[0]).all():  # one run, or several of arms without chance: copies add nothing
+        tested = _single_run(base, ours[0].scores, theirs[0].scores, groups, n_draws=n_bootstrap(data))
+    else:
+        binary = _is_binary(np.concatenate([run.scores for run in (*ours, *theirs)]))
+        tested = _several_runs(base, found, matrix, run_units(ours), groups, binary=binary, n_draws=n_bootstrap(data))
+    if np.ptp(values) < 1e-12:  # every row differs by the same
+        low, high = constant_interval(found)
+        return replace(tested, ci_low=low, ci_high=high)
+    return tested
 
 
 def compare_with_reference(data: ComparisonData) -> list[PairedResult]:
@@ -220,7 +234,7 @@ def compare_with_reference(data: ComparisonData) -> list[PairedResult]:
     found: list[PairedResult] = []
     settings: dict[Hashable, Mapping[str, Any]] = {}
     for cell in data.cells:
-        reference = data.find(data.reference, cell.setting)
+        reference = data.reference_of(cell)
         if cell.arm.name == data.reference or reference is None:
             continue
         paired = compare_cells(data, cell, reference)
@@ -272,7 +286,7 @@ def _interval(
     found: CrossedMean, matrix: Floats, groups: Sequence[Hashable] | None, data: ComparisonData
 ) -> tuple[float, float, str]:
     values = matrix[np.isfinite(matrix)]
-    binary = bool(np.isin(values, (0.0, 1.0)).all())
+    binary = _is_binary(values)
     if len(matrix) == 1 and binary and groups is None:
         hits, n = int(values.sum()), len(values)
         if n < FEW_ROWS:
@@ -298,36 +312,61 @@ def _clip(low: float, high: float) -> tuple[float, float]:
     return max(-1.0, low), min(1.0, high)
 
 
-def _no_difference(base: PairedResult, matrix: Floats, groups: Sequence[Hashable] | None) -> PairedResult:
-    """No more differ than a share of which none of so many rows, or groups, is seen."""
-    n = matrix.shape[1] if groups is None else len(set(groups))
-    bound = metrics.clopper_pearson_interval(0, n)[1]
-    detectable = metrics.minimum_detectable_difference(n, 0.0)
-    return replace(base, ci_low=-bound, ci_high=bound, method="no_difference", detectable=detectable)
-
-
 def _single_run(
     base: PairedResult, a: Floats, b: Floats, groups: Sequence[Hashable] | None, *, n_draws: int
 ) -> PairedResult:
     found = metrics.paired_difference(a, b, groups=groups, n_bootstrap=n_draws, seed=0)
-    binary = bool(np.isin(np.concatenate([a, b]), (0.0, 1.0)).all()) and groups is None
-    different = float(np.mean(a != b))
+    binary = _is_binary(np.concatenate([a, b]))
     width = found.ci_high - found.ci_low
     detectable = None
-    if binary:
-        detectable = metrics.minimum_detectable_difference(len(a), different)
-    elif width > 0:  # fewer rows than the exact test needs show nothing in groups either
-        least = metrics.minimum_detectable_difference(len(a), 0.0)
-        detectable = max(least, (1.96 + 0.84) * width / (2 * 1.96))
+    if binary and groups is None:
+        detectable = metrics.minimum_detectable_difference(len(a), float(np.mean(a != b)))
+    elif width > 0:
+        detectable = (1.96 + 0.84) * width / (2 * 1.96)
+        if binary:  # fewer rows than the exact test needs show nothing in groups either
+            detectable = max(metrics.minimum_detectable_difference(len(a), 0.0), detectable)
     return replace(
         base,
-        difference=found.difference,
         ci_low=found.ci_low,
         ci_high=found.ci_high,
         p_value=found.p_value,
-        method="mcnemar" if binary else "sign_flip",
-        detectable=detectable,
+        method="mcnemar" if binary and groups is None else "sign_flip",
+        detectable=None if detectable is None else min(1.0, detectable),
     )
+
+
+def _several_runs(
+    base: PairedResult,
+    found: CrossedMean,
+    matrix: Floats,
+    units: Sequence[Hashable] | None,
+    groups: Sequence[Hashable] | None,
+    *,
+    binary: bool,
+    n_draws: int,
+) -> PairedResult:
+    low, high = _clip(*found.interval())
+    drawn = metrics.hierarchical_difference(
+        matrix, matrix - matrix, units=units, groups=groups, n_bootstrap=n_draws, seed=0
+    )
+    detectable = found.detectable()
+    differing = np.flatnonzero(np.nan_to_num(matrix).any(axis=0)).tolist()
+    n_differing = len(differing if groups is None else {groups[row] for row in differing})
+    if binary and n_differing < FEWEST_DIFFERING:
+        detectable = max(metrics.minimum_detectable_difference(matrix.shape[1], 0.0), detectable)
+    return replace(
+        base,
+        ci_low=low,
+        ci_high=high,
+        p_value=found.p_value(),
+        bootstrap_low=drawn.ci_low,
+        bootstrap_high=drawn.ci_high,
+        detectable=min(1.0, detectable) or None,
+    )
+
+
+def _is_binary(scores: Floats) -> bool:
+    return bool(np.isin(scores, (0.0, 1.0)).all())
 
 
 def _pair_runs(cell: Cell, other: Cell) -> tuple[list[ArmRun], list[ArmRun]]:
@@ -354,12 +393,16 @@ def _gap(cell: Cell, low: Cell, high: Cell) -> Ratio:
     runs = [run for run, _, _ in kept]
     numerator, groups = stack_scores(runs, [run.scores - base.scores for run, base, _ in kept])
     denominator, _ = stack_scores(runs, [top.scores - base.scores for _, base, top in kept])
-    found = ratio_interval(numerator, denominator, units=run_units(runs), groups=groups)
-    if found.value is None:
-        gain = crossed_mean(denominator, units=run_units(runs), groups=groups)
-        added = f"{signed(gain.mean)} points {interval(*_clip(*gain.interval()))}"
-        return replace(found, reason=f"there may be no gap: all gold adds {added} to SFT")
-    return found
+    arm, gold = arm_label(cell.arm.name), "training on all gold"
+    for a, b, rows in (("SFT", gold, denominator), (arm, "SFT", numerator), (arm, gold, denominator - numerator)):
+        if not np.nan_to_num(rows).any():
+            return Ratio(None, None, None, f"{a} and {b} score the same on every test row")
+    gain = crossed_mean(denominator, units=run_units(runs), groups=groups)
+    low_gain, high_gain = gain.interval()
+    if low_gain <= 0:
+        added = f"{signed(gain.mean)} points {interval(*_clip(low_gain, high_gain))}"
+        return Ratio(None, None, None, f"there may be no gap: all gold adds {added} to SFT")
+    return ratio_interval(numerator, denominator, units=run_units(runs), groups=groups)
 
 
 def _spreads(runs: Sequence[ArmRun]) -> tuple[float | None, float | None]:

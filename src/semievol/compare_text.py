@@ -175,7 +175,7 @@ def _certainty(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     if family is not None and len(results["differences"]) > 1:
         text += f" ({p_value(family['p_holm'])} after Holm over {len(results['differences'])} comparisons)"
     if headline["detectable"] is not None:
-        text += f". {_detectable_clause(headline['detectable'], [headline])}"
+        text += f". {_detectable_clause(headline)}"
     if headline["n_runs"] == 1:
         text += ". One run each: nothing is known about the chance in training"
     elif headline["method"] in ONE_RUN_TESTS:
@@ -183,12 +183,11 @@ def _certainty(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     return f"{text}."
 
 
-def _detectable_clause(detectable: float, found: Sequence[Mapping[str, Any]]) -> str:
+def _detectable_clause(headline: Mapping[str, Any]) -> str:
     """What true difference would be found, which may be none."""
-    if detectable < 1:
-        return f"A true difference of {percent(detectable)} points would be found four times in five"
-    few = "rows" if all(d["n_runs"] == 1 or d["method"] != "crossed_t" for d in found) else "runs"
-    return f"With so few {few} no difference could be told"
+    if headline["detectable"] < 1:
+        return f"A true difference of {percent(headline['detectable'])} points would be found four times in five"
+    return f"With so few {'runs' if headline['method'] == 'crossed_t' else 'rows'} no difference could be told"
 
 
 def _cost(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:

@@ -15,19 +15,26 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from semievol.artifacts import RunDir
-from semievol.audit import measure_groups
+from semievol.audit import measure_calibration, measure_groups
 from semievol.compare_details import total_cost
 from semievol.compare_figures import Bar, draw_forest, standalone
 from semievol.compare_format import Column, Table, table_csv, table_latex, table_markdown
 from semievol.compare_load import answer_rates, load_comparison, run_cost
-from semievol.compare_report import build_results, short_table, write_compare_report
+from semievol.compare_report import build_results, list_failures, short_table, write_compare_report
 from semievol.compare_results import run_units
 from semievol.compare_tables import build_tables
 from semievol.compare_text import arm_label, duration, large, write_verdict
 from semievol.comparison import read_comparison, write_comparison
 from semievol.errors import ArtifactError, ConfigError
-from semievol.metrics import clopper_pearson_interval, holm, mcnemar_p_value, wilson_interval
-from semievol.types import Prediction
+from semievol.metrics import (
+    clopper_pearson_interval,
+    holm,
+    mcnemar_p_value,
+    minimum_detectable_difference,
+    wilson_interval,
+)
+from semievol.report_text import MINUS
+from semievol.types import AuditedRow, Prediction, PseudoLabel
 from tests.unit.comparison_folder import COST, change_run, write_folder, write_run
 from tests.unit.test_report import NASTY, parse, text_of
 
@@ -70,6 +77,23 @@ def find(rows: list[dict], arm: str) -> dict:
 def scores(folder: Path, arm: str, seed: int) -> np.ndarray:
     run_dir = RunDir(folder / f"split-0/seed-{seed}/{arm}")
     return np.array([p.score for p in run_dir.read_records("measure/predictions", Prediction)])
+
+
+def set_scores(folder: Path, arm: str, seed: int, scores: object, *, split: int = 0, **changes: list) -> None:
+    """Give the answers of a run these scores, and its other fields the values by row in `changes`."""
+    run_dir = RunDir(folder / f"split-{split}/seed-{seed}/{arm}")
+    answers = [
+        replace(
+            p,
+            score=float(score),
+            answer=p.target if score else "no" if p.target != "no" else "yes",
+            **{name: values[place] for name, values in changes.items()},
+        )
+        for place, (p, score) in enumerate(
+            zip(run_dir.read_records("measure/predictions", Prediction), np.asarray(scores), strict=True)
+        )
+    ]
+    run_dir.write_records("measure/predictions", answers, Prediction)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -190,6 +214,25 @@ def test_gap_is_not_defined_where_gold_gains_nothing_certain(tmp_path):
     assert "Not defined" in text_of(write_compare_report(tmp_path).read_text())
 
 
+@pytest.mark.parametrize(
+    ("same", "reason"),
+    [
+        (("sft", "semievol"), "SemiEvol and SFT score the same on every test row"),
+        (("oracle_full", "semievol"), "SemiEvol and training on all gold score the same on every test row"),
+        (("sft", "oracle_full"), "SFT and training on all gold score the same on every test row"),
+    ],
+)
+def test_gap_is_not_defined_where_two_arms_score_the_same(tmp_path, same, reason):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.7, "oracle_full": 0.9}, gold=GOLD, n_rows=100)
+    for seed in range(3):
+        of_seed = tmp_path / f"split-0/seed-{seed}"
+        shutil.copy(of_seed / same[0] / "measure/predictions.jsonl", of_seed / same[1] / "measure/predictions.jsonl")
+    found = build_results(load_comparison(tmp_path))
+    gap = find(found["gap_closed"], "semievol")
+    assert (gap["value"], gap["ci_low"], gap["ci_high"], gap["reason"]) == (None, None, None, reason)
+    assert dict(found["verdict"]["points"])["How much of the gap is closed?"] == f"Not defined: {reason}."
+
+
 def test_cost_counts_shared_steps_and_leaves_measuring_out(folder):
     runs = {run.arm: run for cell in load_comparison(folder).cells for run in cell.done}
     cost = run_cost(runs["semievol"], {})
@@ -293,10 +336,59 @@ def test_no_signals_without_an_audit(tmp_path):
     assert "signals" not in build_tables(found)
 
 
-def test_calibration_bins_hold_every_answer(results):
+def test_calibration_bins_hold_every_answer_that_could_be_read(results):
     found = entry(results, "semievol")["calibration"]
-    assert sum(b["n"] for b in found["bins"]) == found["n"] == 180
+    n_read = entry(results, "semievol")["n_answers"] - entry(results, "semievol")["n_unparsed"]
+    assert sum(b["n"] for b in found["bins"]) == found["n"] == n_read < 180
     assert 0 < found["ece"] < 1
+
+
+@pytest.mark.parametrize("of_unread", [None, 0.6])  # as votes and as single answers store it
+def test_calibration_leaves_out_answers_that_could_not_be_read(tmp_path, of_unread):
+    write_folder(tmp_path, {"sft": 0.5}, seeds=(0,))
+    run_dir = RunDir(tmp_path / "split-0/seed-0/sft")
+    answers = [
+        replace(p, answer=None, score=0.0, confidence=of_unread)
+        if i % 2
+        else replace(p, answer=p.target, score=1.0, confidence=0.95)
+        for i, p in enumerate(run_dir.read_records("measure/predictions", Prediction))
+    ]
+    run_dir.write_records("measure/predictions", answers, Prediction)
+    found = build_results(load_comparison(tmp_path))
+    assert entry(found, "sft")["calibration"]["ece"] == pytest.approx(0.05)
+    assert entry(found, "sft")["calibration"]["n"] == measure_calibration("sft", answers)["n"] == 30
+    assert "could not be read are left out" in build_tables(found)["calibration"].note
+
+
+def test_reliability_does_not_depend_on_the_order_of_ties(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5}, seeds=(0,), n_rows=100)
+    set_scores(tmp_path, "sft", 0, np.arange(100) < 80, confidence=[0.8] * 100)
+    found = entry(build_results(load_comparison(tmp_path)), "sft")["calibration"]
+    assert found["ece"] == pytest.approx(0.0, abs=1e-12)
+    assert [b["accuracy"] for b in found["bins"]] == pytest.approx([0.8] * 10)
+
+
+def test_signals_are_rated_on_the_labels_that_carry_all_of_them(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.7}, seeds=(0,), use_gold=True)
+    run_dir = RunDir(tmp_path / "split-0/seed-0/semievol")
+    labels = [
+        PseudoLabel(f"u{i}", "yes", "yes", "consensus", 0.5, mean_nll=1.0 if i < 60 or i >= 95 else None)
+        for i in range(100)
+    ]
+    run_dir.write_records("round-1/justify/pseudo_labels", labels, PseudoLabel)
+    run_dir.write_records("audit/audited", [AuditedRow(f"u{i}", "yes", i < 60) for i in range(100)], AuditedRow)
+    found = build_results(load_comparison(tmp_path))
+    signals = entry(found, "semievol")["signals"]
+    assert [(s["signal"], s["n"], s["n_left_out"]) for s in signals] == [("mean_nll", 65, 35), ("agreement", 65, 35)]
+    assert [s["error"] for s in signals] == pytest.approx([5 / 65] * 2)
+    assert [s["aurc"] for s in signals] == pytest.approx([5 / 65] * 2)
+    row = next(r for r in build_tables(found)["signals"].rows if r["name"] == "semievol")
+    assert (row["n"], row["n_left_out"]) == (65, 35)
+
+
+def test_table_of_signals_does_not_count_labels_left_out_where_all_carry_them(results):
+    table = build_tables(results)["signals"]
+    assert "n_left_out" not in [c.key for c in table.columns]
 
 
 def test_groups_add_up(results):
@@ -324,6 +416,21 @@ def test_groups_of_a_row_or_two_have_no_table(tmp_path):
     groups = [f"document {i}" for i in range(40)]
     write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,), n_rows=80, groups=groups)
     assert build_results(load_comparison(tmp_path))["groups"] == []
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_a_group_of_one_graded_row_tells_nothing_of_others(tmp_path, n_seeds):
+    graded = np.array([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.35])
+    write_folder(tmp_path, {"sft": 0.5}, seeds=range(n_seeds), n_rows=7)
+    for seed in range(n_seeds):
+        set_scores(tmp_path, "sft", seed, graded + 0.01 * seed, group=list("aaabbbc"))
+    data = load_comparison(tmp_path)
+    lines = {line["group"]: line for line in build_results(data)["groups"]}
+    assert (lines["c"]["ci_low"], lines["c"]["ci_high"]) == (0.0, 1.0)
+    assert 0.0 < lines["b"]["ci_low"] < lines["b"]["ci_high"] < 1.0 or n_seeds > 1
+    of_run = {line["group"]: line for line in measure_groups("sft", data.find("sft").done[0].predictions)}
+    assert (of_run["c"]["ci_low"], of_run["c"]["ci_high"]) == (0.0, 1.0)
+    assert 0.0 < of_run["b"]["ci_low"] < of_run["b"]["ci_high"] < 1.0
 
 
 def test_oracles_are_marked_everywhere(results, page):
@@ -385,6 +492,100 @@ def test_verdict_on_arms_that_answer_alike(tmp_path):
 def test_verdict_needs_the_test_beside_the_interval(results):
     headline = results["headline"] | {"ci_low": 0.01, "p_value": 0.06}
     assert "cannot be told" in write_verdict(results | {"headline": headline}).sentence
+
+
+def test_verdict_gives_the_values_of_the_runs_that_are_compared(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.5}, n_rows=200, failed={("semievol", 2): "out of memory"})
+    for seed in range(3):
+        set_scores(tmp_path, "sft", seed, np.arange(200) < (100 if seed < 2 else 180))
+    for seed in range(2):
+        set_scores(tmp_path, "semievol", seed, np.arange(200) < 116)
+    found = build_results(load_comparison(tmp_path))
+    assert (found["headline"]["value"], found["headline"]["reference_value"]) == pytest.approx((0.58, 0.5))
+    assert "58.0% against 50.0% accuracy in the runs that both have." in found["verdict"]["sentence"]
+
+
+def test_verdict_on_arms_that_answer_alike_is_of_the_runs_that_both_have(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.5}, seeds=(0, 1), failed={("sft", 1): "out of memory"})
+    found = tmp_path / "split-0/seed-0"
+    shutil.copytree(found / "sft", found / "semievol", dirs_exist_ok=True)
+    set_scores(tmp_path, "semievol", 1, np.arange(60) < 54)
+    assert build_results(load_comparison(tmp_path))["verdict"]["sentence"] == (
+        "SemiEvol and SFT have the same score on every test row in the runs that both have: 50.0% accuracy."
+    )
+
+
+def paired_scores(folder: Path, pairs: list[tuple[object, object]]) -> dict:
+    """The difference of arms with these (method, reference) scores, one pair a seed, as (results, difference)."""
+    write_folder(folder, {"sft": 0.5, "semievol": 0.5}, seeds=range(len(pairs)), n_rows=len(pairs[0][0]))
+    for seed, (ours, theirs) in enumerate(pairs):
+        set_scores(folder, "semievol", seed, ours)
+        set_scores(folder, "sft", seed, theirs)
+    found = build_results(load_comparison(folder))
+    return {
+        **found["headline"],
+        "points": dict(found["verdict"]["points"]),
+        "table": build_tables(found)["differences"],
+    }
+
+
+def flip(scores: np.ndarray, *rows: int) -> np.ndarray:
+    """0/1 scores that differ on these rows."""
+    changed = scores.copy()
+    changed[list(rows)] = 1 - changed[list(rows)]
+    return changed
+
+
+HALF = (np.arange(350) % 2).astype(float)
+
+
+def test_runs_that_are_copies_of_one_count_as_one(tmp_path):
+    ours = flip(HALF, 0, 2, 4, 6)
+    found = paired_scores(tmp_path, [(ours, HALF)] * 3)
+    assert (found["method"], found["n_runs"], found["bootstrap_low"]) == ("mcnemar", 3, None)
+    assert found["p_value"] == pytest.approx(mcnemar_p_value(ours, HALF)) == pytest.approx(0.125)
+    assert "All runs differ on the same rows, so they count as one." in found["points"]["How sure are we?"]
+
+
+def test_no_less_can_be_detected_over_several_runs_than_the_exact_test_needs(tmp_path):
+    few = paired_scores(tmp_path / "few", [(flip(HALF, 0), HALF), (flip(HALF, 2), HALF), (flip(HALF, 0, 2), HALF)])
+    assert few["method"] == "crossed_t"
+    assert few["detectable"] == pytest.approx(minimum_detectable_difference(350, 0.0))
+    many = paired_scores(tmp_path / "many", [(flip(HALF, *range(6), 6 + i), HALF) for i in range(3)])
+    assert many["detectable"] < few["detectable"]
+
+
+def test_two_runs_that_are_far_apart_can_tell_no_difference(tmp_path):
+    half = np.arange(60) < 30
+    found = paired_scores(tmp_path, [(np.arange(60) < 36, half), (np.arange(60) < 20, half)])
+    assert found["detectable"] == 1.0
+    assert "With so few runs no difference could be told." in found["points"]["How sure are we?"]
+    assert found["table"].rows[0]["detectable"] is None
+    assert "A dash: none would be, they are too few." in found["table"].note
+
+
+def test_a_run_of_few_rows_can_tell_no_difference(tmp_path):
+    found = paired_scores(tmp_path, [([1, 0, 1, 0], [0, 0, 1, 0])])
+    assert "With so few rows no difference could be told." in found["points"]["How sure are we?"]
+
+
+def test_graded_scores_need_no_six_rows_that_differ(tmp_path):
+    generator = np.random.default_rng(0)
+    ours = generator.uniform(0.3, 0.6, 20)
+    found = paired_scores(tmp_path, [(ours, ours - 0.05 + generator.normal(0, 0.01, 20))])
+    assert found["method"] == "sign_flip"
+    width = found["ci_high"] - found["ci_low"]
+    assert found["detectable"] == pytest.approx(2.8 * width / 3.92)
+    assert found["detectable"] < 0.02
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+@pytest.mark.parametrize("ours", [0.0, 1.0])
+def test_a_difference_on_every_row_is_not_certain(tmp_path, ours, n_seeds):
+    found = paired_scores(tmp_path, [(np.full(20, ours), np.full(20, 1 - ours))] * n_seeds)
+    bound = 2 * clopper_pearson_interval(20, 20)[0] - 1
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx((bound, 1.0) if ours else (-1.0, -bound))
+    assert found["p_value"] == pytest.approx(2 * 0.5**20)
 
 
 def test_verdict_where_the_method_is_the_reference(tmp_path):
@@ -492,6 +693,24 @@ def test_points_of_a_sweep_with_one_config_count_once_in_the_family(tmp_path):
     assert "Holm over 2" in str(found["verdict"]["points"])
 
 
+def fail_runs(folder: Path, arm: str, *settings: str) -> None:
+    for place, run in enumerate(read_comparison(folder).runs):
+        if run.arm == arm and run.setting in settings:
+            change_run(folder, place, status="failed", error="out of memory")
+
+
+def test_settings_without_a_run_of_the_reference_are_counted(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, sweep={"theta": [0.3, 0.5, 1.0]})
+    fail_runs(tmp_path, "sft", "theta=0.5")
+    points = dict(build_results(load_comparison(tmp_path))["verdict"]["points"])
+    assert points["Does it pay?"] == (
+        "Above SFT in 2 and below it in 0 of 2 settings (Holm over 2); 1 setting lacks a run of the reference."
+    )
+    fail_runs(tmp_path, "sft", "theta=0.3")
+    points = dict(build_results(load_comparison(tmp_path))["verdict"]["points"])
+    assert points["Does it pay?"].endswith("of 1 setting (Holm over 1); 2 settings lack a run of the reference.")
+
+
 def test_settings_at_chance_are_counted_in_a_sweep(tmp_path):
     write_folder(tmp_path, {"sft": 0.34, "semievol": 0.9}, seeds=(0,), sweep={"theta": [0.3, 1.0]})
     (remark,) = [r for r in build_results(load_comparison(tmp_path))["verdict"]["remarks"] if "at chance" in r]
@@ -531,9 +750,9 @@ def test_remark_names_versions_that_differ(tmp_path):
         entry_of = {"fingerprint": "w", "stats": {}, "cost": {}, "versions": {"torch": version, "trl": "1.16.0"}}
         RunDir(tmp_path / "split-0/seed-0" / arm).record_stage("warmup", entry_of)
     remarks = build_results(load_comparison(tmp_path))["verdict"]["remarks"]
-    assert [r for r in remarks if "versions" in r] == [
-        "Not all steps ran with the same versions: torch 2.13.0 and 2.14.1. A part of the differences may come from "
-        "that; another --output-dir runs all of them with one."
+    assert [r for r in remarks if "environment" in r] == [
+        "Not all steps ran in one environment: torch 2.13.0 and 2.14.1. A part of the differences may come from that; "
+        "another --output-dir runs all of them in one."
     ]
 
 
@@ -545,7 +764,7 @@ def test_runs_that_agree_on_every_row_leave_what_a_share_of_none_leaves(tmp_path
     (line,) = found["differences"]
     bound = clopper_pearson_interval(0, 60)[1]
     assert (line["method"], line["difference"], line["p_value"]) == ("no_difference", 0.0, 1.0)
-    assert (line["ci_low"], line["ci_high"]) == (-bound, bound)
+    assert (line["ci_low"], line["ci_high"]) == pytest.approx((-bound, bound))
     assert 0.1 < line["detectable"] < 0.15
     assert found["verdict"]["sentence"].startswith("SemiEvol and SFT have the same score on every test row")
 
@@ -568,7 +787,15 @@ def test_a_control_at_chance_does_not_make_the_method_pay(tmp_path):
     assert sentence.startswith("SemiEvol beats SFT, matched steps by ")
     other = found["headline_other"]
     assert (other["arm"], other["reference"]) == ("semievol", "sft")
-    assert f"but that is at chance: against SFT {100 * other['difference']:+.1f} points" in sentence
+    weak = "but SFT, matched steps is not seen to be better than always giving the most frequent answer (33.5%)"
+    assert f"{weak}: against SFT {100 * other['difference']:+.1f} points" in sentence
+
+
+def test_a_reference_at_chance_is_not_called_at_chance_as_a_fact(tmp_path):
+    write_folder(tmp_path, {"sft": 0.34, "semievol": 0.9}, n_rows=200)
+    sentence = build_results(load_comparison(tmp_path))["verdict"]["sentence"]
+    assert sentence.startswith("SemiEvol beats SFT by ")
+    assert sentence.endswith("but SFT is not seen to be better than always giving the most frequent answer (33.5%).")
 
 
 def test_a_control_below_sft_is_said(tmp_path):
@@ -723,6 +950,23 @@ def test_remark_says_what_the_splits_leave_open(tmp_path, splits, message):
 
 
 @pytest.mark.parametrize(
+    ("undone", "message"),
+    [
+        ({("semievol", 1), ("semievol", 2), ("sft", 1), ("sft", 2)}, "Only one split is done in all arms, of 3:"),
+        ({("semievol", 1), ("sft", 2)}, "Only one split is done in all arms, of 3:"),
+        ({("semievol", 2)}, "Two of 3 splits are done in all arms, which leave the intervals very wide"),
+        ({("semievol", 0), ("sft", 1), ("sft", 2)}, "No split is done in all arms, of 3:"),
+    ],
+)
+def test_remark_counts_the_splits_that_all_arms_are_done_in(tmp_path, undone, message):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0, 1), splits=(0, 1, 2))
+    for place, run in enumerate(read_comparison(tmp_path).runs):
+        if (run.arm, run.split) in undone:
+            change_run(tmp_path, place, status="pending")
+    assert message in remarks_of(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("splits", "expected"), [((0,), None), ((0, 1), [0, 0, 1, 1]), ((0, 1, 2), [0, 0, 1, 1, 2, 2])]
 )
 def test_splits_are_the_units_of_an_interval_where_there_are_several(tmp_path, splits, expected):
@@ -802,3 +1046,37 @@ def test_table_of_rows_counts_what_was_left_out(tmp_path):
     ]
     assert "duplicates left out" in table_markdown(build_tables(found)["rows"])
     assert "7 duplicates left out" in " ".join(text_of(write_compare_report(tmp_path).read_text("utf-8")).split())
+
+
+def test_arm_of_another_length_is_compared_with_its_own_control(tmp_path):
+    accuracies = {"sft_matched": 0.5, "semievol": 0.8, "semievol-as": 0.7, "sft_matched@semievol-as": 0.6}
+    write_folder(tmp_path, accuracies, reference="sft_matched")
+    for seed in range(3):
+        for arm in ("semievol-as", "sft_matched@semievol-as"):
+            run_dir = RunDir(tmp_path / f"split-0/seed-{seed}" / arm)
+            run_dir.record_stage("round-1/evolve", {"fingerprint": "e", "stats": {"optimizer_steps": 9}, "cost": {}})
+        run_dir.record_stage("control", {"fingerprint": "c", "stats": {"optimizer_steps": 9}, "cost": {}})
+    results = build_results(load_comparison(tmp_path))
+    assert [e["arm"] for e in results["arms"]] == ["sft_matched", "semievol", "semievol-as"]
+    assert [e["arm"] for e in results["controls"]] == ["sft_matched@semievol-as"]
+    assert results["n_runs"]["done"] == 12
+    method, other = find(results["differences"], "semievol"), find(results["differences"], "semievol-as")
+    assert (method["reference"], other["reference"]) == ("sft_matched", "sft_matched@semievol-as")
+    assert other["difference"] == pytest.approx(
+        entry(results, "semievol-as")["value"] - results["controls"][0]["value"]
+    )
+    assert [r for r in results["verdict"]["remarks"] if "optimiser steps" in r] == []
+    row = build_tables(results)["differences"].rows[1]
+    assert (row["against"], row["reference_steps"]) == (f"SFT, as long as SemiEvol {MINUS} AS", 9)
+    assert "1 arm of another length" in build_tables(results)["main"].note
+
+
+def test_failed_control_is_shown_and_leaves_the_common_reference(tmp_path):
+    accuracies = {"sft_matched": 0.5, "semievol": 0.8, "pseudo_all": 0.7, "sft_matched@pseudo_all": 0.6}
+    failed = {("sft_matched@pseudo_all", seed): "no room" for seed in range(3)}
+    write_folder(tmp_path, accuracies, reference="sft_matched", failed=failed)
+    results = build_results(load_comparison(tmp_path))
+    assert find(results["differences"], "pseudo_all")["reference"] == "sft_matched"
+    assert list_failures(results) == [
+        {"label": "SFT, as long as All pseudo-labels", "runs": "seed 0, seed 1, seed 2", "error": "no room"}
+    ]
