@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from semievol.errors import DataError
 
@@ -61,11 +61,11 @@ class CrossedMean:
 
     def half_width(self, confidence: float = 0.95) -> float:
         """Half the width of the interval at `confidence`."""
-        tail = 0.5 + confidence / 2
-        row = stats.t.ppf(tail, self.row_degrees) ** 2 * self.row_variance if self.row_variance else 0.0
+        tail = 0.5 + confidence / 2  # stdtrit: the t quantile, without the checks that make stats.t.ppf slow
+        row = special.stdtrit(self.row_degrees, tail) ** 2 * self.row_variance if self.row_variance else 0.0
         if self.n_runs < 2 or not self.run_variance:
             return float(np.sqrt(row))
-        t_run = stats.t.ppf(tail, self.run_degrees) ** 2
+        t_run = special.stdtrit(self.run_degrees, tail) ** 2
         excess = max(0.0, self.run_variance - self.cell_variance)
         return float(np.sqrt(max(t_run * self.run_variance, t_run * excess + row)))
 
