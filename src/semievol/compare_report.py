@@ -192,6 +192,7 @@ def draw_page(results: Mapping[str, Any], tables: Mapping[str, Table], figures: 
             for place, key in enumerate(results["sweep"], 1)
         ],
         failures=list_failures(results),
+        no_gap=_common_reason(results["gap_closed"]),
         arms=list({entry["arm"]: entry | {"label": _plain_label(entry)} for entry in results["arms"]}.values()),
         hidden_arms=n_drawable > MOST_DRAWN,
         drawn_arms=MOST_DRAWN,
@@ -201,6 +202,12 @@ def draw_page(results: Mapping[str, Any], tables: Mapping[str, Table], figures: 
         ),
     )
     return page
+
+
+def _common_reason(gaps: Sequence[Mapping[str, Any]]) -> str:
+    """Why no gap is defined, where that is one reason for all; else empty."""
+    reasons = {gap["reason"] for gap in gaps}
+    return reasons.pop() if len(reasons) == 1 and all(gap["value"] is None for gap in gaps) else ""
 
 
 def short_table(folder: Path) -> Group:

@@ -358,7 +358,7 @@ def test_fingerprint_is_that_of_the_finished_training_and_tells_others_apart(tin
 def test_fingerprint_after_full_training_is_that_of_its_copies(tiny_llama_dir, tmp_path):
     """Steps of a comparison link one training to many places; training on from there is one training too."""
     for seed in (0, 1):
-        fit(tiny_llama_dir, tmp_path / f"warm-{seed}", seed=seed, method="full", max_steps=1)
+        fit(tiny_llama_dir, tmp_path / f"warm-{seed}", seed=seed, method="full", max_steps=3)
     shutil.copytree(tmp_path / "warm-0", tmp_path / "copy")
     shutil.copytree(tiny_llama_dir, tmp_path / "base")
     trainer = open_trainer(make_config(), ModelConfig(path=tiny_llama_dir, device="cpu"))
@@ -368,7 +368,7 @@ def test_fingerprint_after_full_training_is_that_of_its_copies(tiny_llama_dir, t
 
     first, copy, other = (fingerprint(tmp_path / name) for name in ("warm-0", "copy", "warm-1"))
     assert first == copy != other
-    assert fingerprint(tmp_path / "base") != fingerprint(tiny_llama_dir)  # large weights of others are told by name
+    assert fingerprint(tmp_path / "base") != fingerprint(tiny_llama_dir)  # what was not trained here has its name, too
 
 
 def test_fit_does_not_remove_what_it_did_not_write(tiny_llama_dir, tmp_path):

@@ -1080,3 +1080,11 @@ def test_failed_control_is_shown_and_leaves_the_common_reference(tmp_path):
     assert list_failures(results) == [
         {"label": "SFT, as long as All pseudo-labels", "runs": "seed 0, seed 1, seed 2", "error": "no room"}
     ]
+
+
+def test_gap_that_is_defined_for_no_arm_is_said_once(tmp_path):
+    accuracies = {"sft": 0.8, "semievol": 0.7, "pseudo_all": 0.6, "oracle_full": 0.5}
+    write_folder(tmp_path, accuracies, gold=["oracle_full"], use_gold=True)
+    page = write_compare_report(tmp_path).read_text(encoding="utf-8")
+    assert page.count("Not defined for any arm: there may be no gap: all gold adds") == 1
+    assert page.count("there may be no gap") == 2  # at the head, too
