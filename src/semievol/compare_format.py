@@ -112,8 +112,10 @@ def table_latex(table: Table) -> str:
         r"\midrule",
     ]
     for row in table.rows:
-        lines.append(" & ".join(_escape_latex(format_value(row[c.key], c.kind)) for c in table.columns) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        cells = " & ".join(_escape_latex(format_value(row[c.key], c.kind)) for c in table.columns)
+        lines.append(f"{'{}' if cells[:1] in ('[', '*') else ''}{cells} " + r"\\")  # \\[ and \\* mean something else
+    note = [f"% {_escape_latex(table.note)}"] if table.note else []
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *note]) + "\n"
 
 
 def _csv_names(column: Column) -> tuple[str, ...]:
@@ -128,7 +130,7 @@ def _csv_fields(value: Any, column: Column) -> tuple[Any, ...]:
 
 def _escape_markdown(text: str) -> str:
     one_line = " ".join(text.split())
-    for sign in "\\|`*_<>[]":
+    for sign in "\\|`*_<>[]$&~":
         one_line = one_line.replace(sign, f"\\{sign}")
     return one_line
 

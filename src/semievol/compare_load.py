@@ -6,7 +6,7 @@ Everything else about comparisons works on what this gives, so this is the one p
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from semievol.arms import CONTROL_OF, MATCHED
 from semievol.artifacts import RunDir
 from semievol.audit import score_vector
 from semievol.comparison import ArmRecord, ComparisonRecord, RunRecord, format_setting, read_comparison
+from semievol.errors import ArtifactError
 from semievol.types import AuditedRow, Prediction, PseudoLabel
 
 PREDICTIONS = "measure/predictions"
@@ -175,6 +176,8 @@ class ComparisonData:
     with in the place of MATCHED."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The resolved config of a run, as plain values; empty where none is stored."""
+    common_config: Mapping[str, Any] = field(default_factory=dict)
+    """What all arms start from, of the keys that results depend on, without seeds; empty where it is not stored."""
     answer_set: tuple[str, ...] = ()
     """Answers that every row chooses among: labels, or shared options; empty where each row has its own."""
 
@@ -219,6 +222,7 @@ def load_comparison(folder: Path) -> ComparisonData:
         sweep=record.sweep or {},
         cells=tuple(cell for cell in cells if CONTROL_OF not in cell.arm.name),
         controls=tuple(cell for cell in cells if CONTROL_OF in cell.arm.name),
+        common_config=record.config or {},
         config=_first_json([folder, *(run.folder for run in runs)], "config.resolved"),
         answer_set=tuple(facts.get("labels") or ()) or tuple(facts.get("shared_choices") or ()),
     )
@@ -294,9 +298,18 @@ def _read_run(folder: Path, run: RunRecord, points: Mapping[str, dict[str, Any]]
     setting = points.get(run.setting, {"setting": run.setting}) if run.setting else {}
     path, status, error = folder / run.folder, run.status, run.error or ""
     answers = RunDir(path).file(PREDICTIONS)
-    if status == "done" and not answers.exists():
-        status, error = "failed", f"{run.folder}/{PREDICTIONS}{answers.suffix} is gone; run the comparison again"
-    return ArmRun(run.arm, run.split, run.seed, setting, status, error, path)
+    found = ArmRun(run.arm, run.split, run.seed, setting, status, error, path)
+    if status != "done":
+        return found
+    place = f"{run.folder}/{PREDICTIONS}{answers.suffix}"
+    if not answers.exists():
+        return replace(found, status="failed", error=f"{place} is gone; run the comparison again")
+    try:
+        if found.predictions:
+            return found
+    except ArtifactError:
+        pass
+    return replace(found, status="failed", error=f"{place} is damaged; remove it and run the comparison again")
 
 
 def _group_runs(arms: Sequence[ArmRecord], runs: Sequence[ArmRun]) -> tuple[Cell, ...]:

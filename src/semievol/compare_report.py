@@ -8,8 +8,9 @@ All of it is worked out again from the rows in the run folders, so a copied fold
     figures/<name>.svg
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from semievol import metrics
-from semievol.artifacts import RunDir
+from semievol.artifacts import RunDir, clear_disk_errors
 from semievol.compare_details import (
     calibrate,
     count_rows,
@@ -75,6 +76,7 @@ TABLES = (
     "rows",
     "runs",
 )
+FIGURES = ("forest", "cost", "parts", "risk_coverage", "reliability", "entropy", "groups")
 SWEEP_FIGURES = ("sweep", "sweep_difference")
 WRITERS: Mapping[str, Callable[[Table], str]] = {"csv": table_csv, "md": table_markdown, "tex": table_latex}
 
@@ -98,14 +100,14 @@ def write_compare_report(folder: Path, *, formats: Sequence[str] = ("csv", "md",
     tables = build_tables(results)
     figures = draw_figures(data, results)
     out = RunDir(folder)
-    _remove_old(folder)
     out.write_json("results", results)
-    for table in tables.values():
-        for name in formats:
-            out.write_text(f"tables/{table.name}.{name}", WRITERS[name](table))
-    for name, svg in figures.items():
-        out.write_text(f"figures/{name}.svg", standalone(svg))
-    return out.write_text("compare.html", draw_page(results, tables, figures))
+    written = {
+        *(out.write_text(f"tables/{t.name}.{kind}", WRITERS[kind](t)) for t in tables.values() for kind in formats),
+        *(out.write_text(f"figures/{name}.svg", standalone(svg)) for name, svg in figures.items()),
+    }
+    page = out.write_text("compare.html", draw_page(results, tables, figures))
+    _remove_old(folder, written)
+    return page
 
 
 def build_results(data: ComparisonData) -> dict[str, Any]:
@@ -115,6 +117,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         schema_version: Of this layout; it changes when a key changes its meaning or goes.
         metric: accuracy, exact_match, token_f1 or rouge_l.
         model, reference, main, use_gold, seeds, splits, sweep: What was compared; `main` is the arm of the verdict.
+        config: What all arms start from (`compare_load.ComparisonData.common_config`).
         reference_asked: The arm that was to be the reference; another stands in where no run of it is done.
         rows: `compare_details.count_rows`: rows of each split, and how many were left out.
         n_runs: Number of runs by state: done, failed, pending.
@@ -150,6 +153,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         "main": main,
         "main_label": _label(data, main),
         "use_gold": data.use_gold,
+        "config": dict(data.common_config),
         "seeds": list(data.seeds),
         "splits": list(data.splits),
         "sweep": {key: list(values) for key, values in data.sweep.items()},
@@ -177,7 +181,6 @@ def draw_page(results: Mapping[str, Any], tables: Mapping[str, Table], figures: 
     environment.filters["cell"] = format_value
     environment.globals["table_marks"] = table_marks
     marked = {name: _mark_rows(table, results) for name, table in tables.items()}
-    shown = ("forest", "cost", "parts", "risk_coverage", "reliability", "entropy", "groups")
     n_drawable = len({entry["label"] for entry in results["arms"] if entry["value"] is not None})
     source = next((entry["label"] for entry in results["arms"] if entry["signals"] and _is_drawn(entry, results)), "")
     page: str = environment.get_template(TEMPLATE).render(
@@ -186,12 +189,13 @@ def draw_page(results: Mapping[str, Any], tables: Mapping[str, Table], figures: 
         verdict=results["verdict"],
         metric=METRIC_NAMES[results["metric"]],
         tables={name: marked.get(name) for name in TABLES},
-        figures={name: Markup(figures.get(name, "")) for name in shown},
+        figures={name: Markup(figures.get(name, "")) for name in FIGURES},
         sweeps=[
             (KEY_TITLES.get(key, key), *(Markup(figures.get(f"{name}_{place}", "")) for name in SWEEP_FIGURES))
             for place, key in enumerate(results["sweep"], 1)
         ],
         failures=list_failures(results),
+        resolved=json.dumps(results["config"], indent=2, ensure_ascii=False) if results["config"] else "",
         no_gap=_common_reason(results["gap_closed"]),
         arms=list({entry["arm"]: entry | {"label": _plain_label(entry)} for entry in results["arms"]}.values()),
         hidden_arms=n_drawable > MOST_DRAWN,
@@ -265,12 +269,17 @@ class _TerminalTable:
 
 
 def choose_main(data: ComparisonData) -> str:
-    """The arm that the verdict is about: the method, else the last arm without gold that is not the reference."""
+    """The arm that the verdict is about: the method, else the last arm that is not the reference, without gold if any.
+
+    Where the method is the reference itself, it is held against an arm of FALLBACKS, if one is done.
+    """
     names = [cell.arm.name for cell in data.cells]
-    if METHOD in names:
+    stands_in = any(cell.done and cell.arm.name in FALLBACKS for cell in data.cells)
+    if METHOD in names and (data.reference != METHOD or stands_in):
         return METHOD
-    others = [c.arm.name for c in data.cells if not c.arm.uses_gold and c.arm.name != data.reference]
-    return others[-1] if others else data.reference
+    others = [cell.arm for cell in data.cells if cell.arm.name != data.reference]
+    chosen = [arm.name for arm in others if not arm.uses_gold] or [arm.name for arm in others]
+    return chosen[-1] if chosen else data.reference
 
 
 def compare_parts(data: ComparisonData, main: str) -> list[PairedResult]:
@@ -295,11 +304,14 @@ def list_failures(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"label": label, "runs": ", ".join(runs), "error": error} for (label, error), runs in found.items()]
 
 
-def _remove_old(folder: Path) -> None:
-    """Tables and figures of an earlier report, which may have had more of them."""
-    for path in [*folder.glob("tables/*"), *folder.glob("figures/*.svg")]:
-        if path.suffix in (".svg", *(f".{name}" for name in WRITERS)):
-            path.unlink()
+def _remove_old(folder: Path, written: Collection[Path]) -> None:
+    """Tables and figures of an earlier report, which may have had more of them; nothing of another name."""
+    old = [folder / "tables" / f"{name}.{kind}" for name in TABLES for kind in WRITERS]
+    old += [folder / "figures" / f"{name}.svg" for name in FIGURES]
+    old += [path for name in SWEEP_FIGURES for path in folder.glob(f"figures/{name}_[0-9]*.svg")]
+    with clear_disk_errors(folder):
+        for path in set(old) - set(written):
+            path.unlink(missing_ok=True)
 
 
 def _headline(data: ComparisonData, main: str) -> dict[str, Any] | None:

@@ -287,14 +287,15 @@ def _group_table(results: Mapping[str, Any]) -> Table:
     """Groups down, arms across."""
     names = list(dict.fromkeys(_key(g) for g in results["groups"]))
     labels = {_key(e): e["label"] for e in results["arms"]}
+    keys = {_key(g): ", ".join(filter(None, (g["arm"], setting_text(g["setting"])))) for g in results["groups"]}
     by_group: dict[str, dict[str, Any]] = {}
     for g in results["groups"]:
-        row = by_group.setdefault(g["group"], {"group": g["group"], "n": g["n"], **{str(k): None for k in names}})
-        row[str(_key(g))] = g["value"]
+        row = by_group.setdefault(g["group"], {"group": g["group"], "n": g["n"], **dict.fromkeys(keys.values())})
+        row[keys[_key(g)]] = g["value"]
     columns = (
         Column("group", "group"),
         Column("n", "rows", "count"),
-        *(Column(str(key), labels[key], "percent") for key in names),
+        *(Column(keys[key], labels[key], "percent") for key in names),
     )
     return Table(
         "groups", f"{METRIC_NAMES[results['metric']].capitalize()} by group (%)", columns, tuple(by_group.values())

@@ -200,7 +200,16 @@ def _cost(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     return (
         f"{text}; {large(ours['prompt_tokens'])} tokens read, {large(ours['completion_tokens'])} generated, "
         f"{large(ours['train_tokens'])} trained in {large(ours['optimizer_steps'])} optimiser steps."
+        f"{_answer_cost(ours, theirs)}"
     )
+
+
+def _answer_cost(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
+    """What an answer takes, where it takes other tokens than one of the reference."""
+    tokens = [cost["answer_prompt_tokens"] + cost["answer_completion_tokens"] for cost in (ours, theirs)]
+    if not tokens[1] or 0.95 <= tokens[0] / tokens[1] <= 1.05:
+        return ""
+    return f" An answer takes {tokens[0] / tokens[1]:.1f} times the tokens of one of the reference."
 
 
 def _parts(results: Mapping[str, Any]) -> str:
@@ -275,13 +284,15 @@ def _sweep_points(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         clauses.append(f"{plural(n_lone, 'setting')} lack{'s' if n_lone == 1 else ''} a run of the reference")
     if clauses:
         points.append(("Does it pay?", f"{'; '.join(clauses)}."))
-    for line in results["sweep_spread"]:
-        if line["arm"] == results["main"]:
-            points.append((f"Does {KEY_TITLES.get(line['key'], line['key'])} matter?", _spread_sentence(line)))
+    spreads = [line for line in results["sweep_spread"] if line["arm"] == results["main"]]
+    n_tests = sum(line["p_value"] is not None for line in spreads)
+    for line in spreads:
+        asked = f"Does {KEY_TITLES.get(line['key'], line['key'])} matter?"
+        points.append((asked, _spread_sentence(line, n_tests=n_tests)))
     return tuple(points)
 
 
-def _spread_sentence(line: Mapping[str, Any]) -> str:
+def _spread_sentence(line: Mapping[str, Any], *, n_tests: int) -> str:
     seen = (
         f"ver its {line['n_values']} values the mean moves between {percent(line['least'])}% and "
         f"{percent(line['most'])}%, standard deviation {percent(line['sd'])} points"
@@ -289,7 +300,10 @@ def _spread_sentence(line: Mapping[str, Any]) -> str:
     if line["p_value"] is None:
         return f"O{seen}."
     told = "Yes" if line["p_value"] <= LEVEL else "Not beyond chance"
-    return f"{told}: o{seen}, where chance alone gives {percent(line['chance_sd'])} ({p_value(line['p_value'])})."
+    among = f", one of {n_tests} tests, not adjusted" if n_tests > 1 else ""
+    return (
+        f"{told}: o{seen}, where chance alone gives {percent(line['chance_sd'])} ({p_value(line['p_value'])}{among})."
+    )
 
 
 def _unmeasured_sentence(results: Mapping[str, Any]) -> str:
@@ -301,6 +315,9 @@ def _unmeasured_sentence(results: Mapping[str, Any]) -> str:
         (only,) = arms.values()
         reached = f"{percent(only['value'])}% {METRIC_NAMES[results['metric']]}"
         return f"Nothing can be compared yet: {only['label']} reaches {reached}, and no other arm is done."
+    method = next((e for e in results["arms"] if e["arm"] == results["main"]), None)
+    if method is not None and method["status"] == "failed":
+        return f"Nothing can be said of {method['label']}: all of its runs failed."
     return "Nothing can be compared yet: no split and seed is done in both the method and its reference."
 
 
@@ -328,6 +345,7 @@ def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
             _draws_remark(results, done),
             _groups_remark(done),
             _chance_remark(results, done),
+            _runs_remark(done),
             _steps_remark(results, done),
             _precision_remark(done),
             _versions_remark(done),
@@ -341,7 +359,7 @@ def _draws_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]])
     planned = len(results["splits"])
     if planned == 1 or results["same_labels"]:
         few = "; with two seeds they are very wide, too" if max(len(e["by_run"]) for e in done) == 2 else ""
-        whole = "All splits" if results["same_labels"] else "All runs"
+        whole = "All splits" if results["same_labels"] else "All runs of a setting" if results["sweep"] else "All runs"
         return f"{whole} have the same labelled rows: no interval covers the chance in drawing those{few}."
     if n_splits < 2:
         return (
@@ -378,8 +396,21 @@ def _chance_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]
     which = f"Every {one} is" if len(low) == len(done) else some
     named = "" if len(low) == len(done) else f": {', '.join(low)}"
     return (
-        f"{which} at chance, not seen on these test rows to be better than always giving the most frequent right "
-        f"answer ({percent(max(e['majority'] for e in done if e['at_chance']))}%){named}."
+        f"{which} at chance in {METRIC_NAMES[results['metric']]}: not seen on these test rows to be better than always "
+        "giving the most frequent right answer "
+        f"({percent(max(e['majority'] for e in done if e['at_chance']))}%){named}."
+    )
+
+
+def _runs_remark(done: Sequence[Mapping[str, Any]]) -> str:
+    """Arms of which fewer runs are done than of others."""
+    counts = {e["label"]: len(e["by_run"]) for e in done}
+    most = max(counts.values())
+    fewer = [f"{label} {n}" for label, n in counts.items() if n < most]
+    if not fewer:
+        return ""
+    return (
+        f"Values are over {most} runs, but fewer of: {', '.join(fewer)}. Differences use the runs that both arms have."
     )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semievol.arms import ARMS, CONTROL_OF, MATCHED, choose_arms, choose_controls, find_arm, plan_arm
-from semievol.artifacts import RunDir, remove_folder
+from semievol.artifacts import CONFIG, MANIFEST, RunDir, remove_folder
 from semievol.compare_models import drop_models
 from semievol.compare_plan import (
     LIGHT,
@@ -112,6 +112,7 @@ def compare(
         DiskFullError: If there is no space left; what is done stays, and calling again goes on.
     """
     reporter = reporter or SilentReporter()
+    _refuse_foreign_files(output_dir)
     configs = split_configs(config, splits)
     first = next(iter(configs.values()))
     use_gold = use_gold and _find_gold(first, arms, note=reporter.note)
@@ -142,6 +143,7 @@ def compare(
             forget_lost(RunDir(output_dir / run.record.folder), run.steps)
         backends = share_tokenizers()
         prints = {run.record.key: fingerprint_run(run, output_dir, backends) for run in runs}
+        _check_rows(configs, runs, prints, output_dir)
         done = {run.record.key for run in runs if is_done(output_dir, run, prints[run.record.key])}
         record = replace(record, runs=tuple(replace(r, status="done") if r.key in done else r for r in record.runs))
         plan = plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs)
@@ -174,6 +176,44 @@ def compare(
             _run_in_this_process(work)
         remove_folder(output_dir / LOCKS)
     return output_dir
+
+
+FOREIGN = ("results.json", "compare.html", "report.html", "tables", "figures", MANIFEST, CONFIG)
+"""What a folder that holds no comparison must not hold: a report would be drawn over it."""
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """Raises ConfigError if the comparison would write over files that are not of one, such as those of a run."""
+    if is_comparison(folder):
+        return
+    found = [name for name in FOREIGN if (folder / name).exists()]
+    if found:
+        raise ConfigError(
+            f"--output-dir {folder}: it is not the folder of a comparison, and holds {', '.join(found)}, which a "
+            "comparison would write over; name another folder"
+        )
+
+
+def _check_rows(
+    configs: Mapping[int, RunConfig],
+    runs: Sequence[PlannedRun],
+    prints: Mapping[Key, Mapping[str, str]],
+    folder: Path,
+) -> None:
+    """Find faults of the data before anything is spent; of splits whose rows no run of the folder has loaded yet.
+
+    Raises:
+        ConfigError: If there are no test rows.
+        DataError: As `load_examples`.
+    """
+    for split, config in configs.items():
+        loaded = {print_ for name, print_ in finished_steps(folder, split) if name == "data"}
+        if {prints[run.record.key]["data"] for run in runs if run.record.split == split} <= loaded:
+            continue
+        if not load_examples(config).test:
+            raise ConfigError(
+                "a comparison measures its arms on test rows, and there are none: set data.test, or data.split.test"
+            )
 
 
 def _find_gold(config: RunConfig, arms: Sequence[str], *, note: Callable[[str], None]) -> bool:

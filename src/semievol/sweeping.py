@@ -80,6 +80,10 @@ def split_arguments(texts: Sequence[str]) -> tuple[list[str], Axes]:
     for key, config_key in ALIASES.items():
         if key in axes and config_key in axes:
             raise ConfigError(f"sweep {key} and {config_key}: {key} stands for {config_key}; sweep one of them")
+    fixed = {text.partition("=")[0].strip() for text in overrides}
+    for key in axes:
+        if (config_key := ALIASES.get(key, key)) in fixed:
+            raise ConfigError(f"sweep {key}: {config_key} is given as well, with one value; leave one of them out")
     return overrides, axes
 
 
@@ -150,7 +154,7 @@ def _set_unlabeled_ratio(config: RunConfig, value: Any) -> Overrides:
     if not 1 <= wanted <= n_unlabeled:
         raise ConfigError(
             f"sweep unlabeled_ratio={value}: that would be {wanted} unlabelled rows for {n_labeled} labelled ones, "
-            f"but there are {n_unlabeled}; choose values up to {n_unlabeled / n_labeled:.2g}"
+            f"but there are {n_unlabeled}; choose values from {1 / n_labeled:.2g} to {n_unlabeled / n_labeled:.2g}"
         )
     return {"data.max_unlabeled": wanted}
 

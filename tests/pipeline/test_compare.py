@@ -19,7 +19,7 @@ from semievol.compare_load import load_comparison
 from semievol.compare_plan import guess_seconds
 from semievol.comparing import KILLED, compare, run_part
 from semievol.comparison import read_comparison
-from semievol.errors import ArtifactError, ConfigError, DiskFullError
+from semievol.errors import ArtifactError, ConfigError, DataError, DiskFullError
 from semievol.model_sizes import ModelSize
 from semievol.sharing import SharedSteps
 from semievol.stage import SilentReporter
@@ -635,3 +635,37 @@ def test_controls_that_are_the_same_training_train_once(make_config, tmp_path):
 def test_no_controls_run_for_another_reference(make_config, tmp_path):
     run_compare(make_config(), tmp_path / "c", ["sft", "sft_matched", "semievol-as"], reference="sft")
     assert {r.arm for r in read_comparison(tmp_path / "c").runs} == {"sft", "sft_matched", "semievol-as"}
+
+
+@pytest.mark.parametrize("name", ["results.json", "tables/ablation.tex", "manifest.json"])
+def test_folder_of_something_else_is_left_alone(make_config, tmp_path, name):
+    mine = tmp_path / "c" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match=f"not the folder of a comparison, and holds {name.partition('/')[0]}"):
+        run_compare(make_config(), tmp_path / "c", ["zero_shot"])
+    assert [p.name for p in tmp_path.joinpath("c").rglob("*") if p.is_file()] == [mine.name]
+    assert mine.read_text() == "mine"
+
+
+def test_comparison_without_test_rows_is_refused_before_anything_runs(make_config, tmp_path, task_files):
+    config = make_config(data={name: path for name, path in task_files.items() if name != "test"})
+    with pytest.raises(ConfigError, match=r"there are none: set data.test, or data.split.test"):
+        run_compare(config, tmp_path / "c", ["sft", "semievol"])
+    assert not list((tmp_path / "c").glob("split-*"))
+
+
+def test_fault_of_a_row_is_said_once_before_anything_runs(make_config, tmp_path):
+    files = write_task(tmp_path)
+    labeled = Path(files["labeled"])
+    labeled.write_text(labeled.read_text().replace(",A\n", ",Q\n"))
+    with pytest.raises(DataError, match="Q"):
+        run_compare(make_config(data=files), tmp_path / "c", ["sft", "semievol"], plan_only=True)
+    with pytest.raises(DataError, match=r"nope.csv"):
+        run_compare(make_config(data=files | {"labeled": "nope.csv"}), tmp_path / "c", ["sft"], plan_only=True)
+
+
+def test_finished_comparison_does_not_read_its_rows_again(make_config, tmp_path, monkeypatch):
+    run_compare(make_config(), tmp_path / "c", ["zero_shot"])
+    monkeypatch.setattr("semievol.comparing.load_examples", None)
+    assert run_compare(make_config(), tmp_path / "c", ["zero_shot"]).ran == []

@@ -863,7 +863,7 @@ TABLE = Table("t", "50% & more", (Column("a", "a_b"), Column("v", "v", "percent"
 
 def test_markdown_escapes_and_marks_what_is_missing():
     table = TABLE._replace(rows=(*TABLE.rows, {"a": "z", "v": None}))
-    assert "| x\\|y\\_$\\<i\\> # | \N{MINUS SIGN}50.0 |" in table_markdown(table)
+    assert "| x\\|y\\_\\$\\<i\\> # | \N{MINUS SIGN}50.0 |" in table_markdown(table)
     assert "| z | \N{EN DASH} |" in table_markdown(table)
 
 
@@ -1088,3 +1088,93 @@ def test_gap_that_is_defined_for_no_arm_is_said_once(tmp_path):
     page = write_compare_report(tmp_path).read_text(encoding="utf-8")
     assert page.count("Not defined for any arm: there may be no gap: all gold adds") == 1
     assert page.count("there may be no gap") == 2  # at the head, too
+
+
+def test_report_removes_its_own_files_alone(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8})
+    stale = [tmp_path / "tables" / "gap.csv", tmp_path / "figures" / "sweep_2.svg"]
+    mine = [tmp_path / "tables" / "ablation.tex", tmp_path / "figures" / "architecture.svg"]
+    for path in (*stale, *mine):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    write_compare_report(tmp_path)
+    assert not any(path.exists() for path in stale)
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "gold", "main"),
+    [
+        ({"semievol": 0.8, "semievol_released": 0.6}, (), "semievol_released"),
+        ({"sft": 0.5, "semievol": 0.8}, (), "semievol"),
+        ({"oracle_select": 0.6, "oracle_full": 0.9}, ("oracle_select", "oracle_full"), "oracle_full"),
+    ],
+)
+def test_verdict_is_about_an_arm_that_can_be_compared(tmp_path, accuracies, gold, main):
+    write_folder(
+        tmp_path, accuracies, reference=next(iter(accuracies)) if "sft" not in accuracies else "semievol", gold=gold
+    )
+    results = build_results(load_comparison(tmp_path))
+    assert results["main"] == main
+    assert results["headline"] is not None
+    assert "Nothing can be compared" not in results["verdict"]["sentence"]
+
+
+def test_method_that_failed_is_said_to_have_failed(tmp_path):
+    accuracies = {"sft": 0.5, "pseudo_all": 0.6, "semievol": 0.8}
+    write_folder(tmp_path, accuracies, failed={("semievol", seed): "no room" for seed in range(3)})
+    sentence = build_results(load_comparison(tmp_path))["verdict"]["sentence"]
+    assert sentence == "Nothing can be said of SemiEvol: all of its runs failed."
+
+
+def test_damaged_answers_of_a_run_leave_the_others_in_the_report(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0, 1))
+    place = "split-0/seed-1/semievol/measure/predictions.jsonl"
+    (tmp_path / place).write_bytes((tmp_path / place).read_bytes()[:-40])
+    results = build_results(load_comparison(tmp_path))
+    (unfinished,) = entry(results, "semievol")["unfinished"]
+    assert unfinished["error"] == f"{place} is damaged; remove it and run the comparison again"
+    (remark,) = [r for r in results["verdict"]["remarks"] if r.startswith("Values are over")]
+    assert remark == "Values are over 2 runs, but fewer of: SemiEvol 1. Differences use the runs that both arms have."
+
+
+def test_answers_that_take_more_tokens_than_those_of_the_reference_are_said_to(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "self_consistency": 0.6}, seeds=(0,))
+    run_dir = RunDir(tmp_path / "split-0/seed-0/self_consistency")
+    measured = run_dir.manifest()["measure"]
+    run_dir.record_stage(
+        "measure", measured | {"cost": measured["cost"] | {"prompt_tokens": 4400, "completion_tokens": 0}}
+    )
+    points = dict(build_results(load_comparison(tmp_path))["verdict"]["points"])
+    assert points["What does it cost?"].endswith("An answer takes 4.0 times the tokens of one of the reference.")
+
+
+def test_latex_row_that_begins_with_a_bracket_stays_a_row():
+    table = Table(
+        "t", "T", (Column("a", "a"), Column("b", "b")), ({"a": "[INST]", "b": "x"}, {"a": "*", "b": "y"}), None, "N"
+    )
+    assert r"{}[INST] & x \\" in table_latex(table)
+    assert r"{}* & y \\" in table_latex(table)
+    assert table_latex(table).endswith("% N\n")
+
+
+def test_markdown_escapes_what_would_be_maths():
+    table = Table("t", "T", (Column("a", "a"),), ({"a": "$x^2$ & ~y~"},), None)
+    assert r"\$x^2\$ \& \~y\~" in table_markdown(table)
+
+
+def test_columns_of_the_table_of_groups_are_named_by_arm(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, groups=("a", "b"))
+    write_compare_report(tmp_path)
+    assert (tmp_path / "tables/groups.csv").read_text().splitlines()[0] == "group,n,sft,semievol"
+
+
+def test_report_shows_the_config_that_all_arms_start_from(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8})
+    record = read_comparison(tmp_path)
+    write_comparison(tmp_path, replace(record, config={"task": {"instruction": "<b>Sort & file</b>"}}))
+    page = write_compare_report(tmp_path).read_text(encoding="utf-8")
+    assert "&lt;b&gt;Sort &amp; file&lt;/b&gt;" in page
+    assert json.loads((tmp_path / "results.json").read_text())["config"] == {
+        "task": {"instruction": "<b>Sort & file</b>"}
+    }

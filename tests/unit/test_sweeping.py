@@ -144,3 +144,9 @@ def test_wording_that_would_not_reach_the_model_is_refused():
 def test_configurations_are_counted_among_those_that_k_leaves(point):
     config = make_config(propagate={"configurations": [{"model": "warm", "k": 0}, {"model": "warm", "k": 3}]})
     assert configurations(apply_point(config, point)) == [("warm", 0), ("warm", 1), ("base", 0), ("base", 1)]
+
+
+@pytest.mark.parametrize("texts", [["theta=0.3,0.5", "select.keep_fraction=0.9"], ["seed=1", "rounds=1,2", "rounds=3"]])
+def test_key_that_is_swept_and_set_is_refused(texts):
+    with pytest.raises(ConfigError, match=r"given (as well|twice)"):
+        split_arguments(texts)
