@@ -57,7 +57,7 @@ from semievol.comparison import (
 from semievol.config import RunConfig
 from semievol.confirming import refuse_cost
 from semievol.errors import ConfigError, DiskFullError, SemiEvolError
-from semievol.loading import load_examples
+from semievol.loading import LoadedData, load_examples
 from semievol.pipeline import forget_lost, run_steps
 from semievol.progress import ConsoleReporter
 from semievol.report_text import plural
@@ -115,7 +115,11 @@ def compare(
     _refuse_foreign_files(output_dir)
     configs = split_configs(config, splits)
     first = next(iter(configs.values()))
-    use_gold = use_gold and _find_gold(first, arms, note=reporter.note)
+    loaded: dict[int, LoadedData] = {}
+    if use_gold:
+        split = next(iter(configs))
+        loaded[split] = load_examples(first)
+        use_gold = _find_gold(loaded[split], arms, note=reporter.note)
     chosen = choose_arms(arms, first, use_gold=use_gold, note=reporter.note)
     compared_with = choose_reference(reference, [arm.name for arm in chosen])
     if compared_with == MATCHED and (controls := choose_controls(chosen, first)):
@@ -143,7 +147,8 @@ def compare(
             forget_lost(RunDir(output_dir / run.record.folder), run.steps)
         backends = share_tokenizers()
         prints = {run.record.key: fingerprint_run(run, output_dir, backends) for run in runs}
-        _check_rows(configs, runs, prints, output_dir)
+        _check_rows(configs, runs, prints, output_dir, loaded=loaded)
+        loaded.clear()
         done = {run.record.key for run in runs if is_done(output_dir, run, prints[run.record.key])}
         record = replace(record, runs=tuple(replace(r, status="done") if r.key in done else r for r in record.runs))
         plan = plan_work(output_dir, runs, prints, n_runs_done=len(done), jobs=jobs)
@@ -199,26 +204,31 @@ def _check_rows(
     runs: Sequence[PlannedRun],
     prints: Mapping[Key, Mapping[str, str]],
     folder: Path,
+    *,
+    loaded: Mapping[int, LoadedData],
 ) -> None:
     """Find faults of the data before anything is spent; of splits whose rows no run of the folder has loaded yet.
+
+    Rows in `loaded`, by split, are not read again.
 
     Raises:
         ConfigError: If there are no test rows.
         DataError: As `load_examples`.
     """
     for split, config in configs.items():
-        loaded = {print_ for name, print_ in finished_steps(folder, split) if name == "data"}
-        if {prints[run.record.key]["data"] for run in runs if run.record.split == split} <= loaded:
+        known = {print_ for name, print_ in finished_steps(folder, split) if name == "data"}
+        if {prints[run.record.key]["data"] for run in runs if run.record.split == split} <= known:
             continue
-        if not load_examples(config).test:
+        rows = loaded[split] if split in loaded else load_examples(config)
+        if not rows.test:
             raise ConfigError(
                 "a comparison measures its arms on test rows, and there are none: set data.test, or data.split.test"
             )
 
 
-def _find_gold(config: RunConfig, arms: Sequence[str], *, note: Callable[[str], None]) -> bool:
+def _find_gold(loaded: LoadedData, arms: Sequence[str], *, note: Callable[[str], None]) -> bool:
     """Whether there are sealed targets to open. Raises ConfigError if there are none, and an arm needs them."""
-    if load_examples(config).gold:
+    if loaded.gold:
         return True
     named = [name for name in arms if name in ARMS and ARMS[name].uses_gold]
     if named:
