@@ -44,6 +44,7 @@ LABELING = ("retrieve", "propagate", "justify", "select")
 METHOD = ("data", "warmup", *LABELING, "evolve")
 
 METHOD_ARM = "semievol"
+"""The arm that the verdict of a comparison is about, where it ran."""
 MATCHED = "sft_matched"
 CONTROL_OF = "@"
 """Stands between MATCHED and the name of the arm in the name of its control."""

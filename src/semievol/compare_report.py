@@ -21,6 +21,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from semievol import metrics
+from semievol.arms import METHOD_ARM
 from semievol.artifacts import RunDir, clear_disk_errors
 from semievol.compare_details import (
     calibrate,
@@ -54,8 +55,6 @@ from semievol.report_text import METRIC_NAMES
 
 SCHEMA_VERSION = 1
 TEMPLATE = "compare.html.j2"
-METHOD = "semievol"
-"""The arm that the verdict is about, where it ran."""
 MIN_COLUMNS = 5
 """A terminal gets at least so many of the main table."""
 GAP = 2
@@ -275,8 +274,8 @@ def choose_main(data: ComparisonData) -> str:
     """
     names = [cell.arm.name for cell in data.cells]
     stands_in = any(cell.done and cell.arm.name in FALLBACKS for cell in data.cells)
-    if METHOD in names and (data.reference != METHOD or stands_in):
-        return METHOD
+    if METHOD_ARM in names and (data.reference != METHOD_ARM or stands_in):
+        return METHOD_ARM
     others = [cell.arm for cell in data.cells if cell.arm.name != data.reference]
     chosen = [arm.name for arm in others if not arm.uses_gold] or [arm.name for arm in others]
     return chosen[-1] if chosen else data.reference
