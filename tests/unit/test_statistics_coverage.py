@@ -272,6 +272,16 @@ def test_gap_closed_covers(design: str, lowest: float, highest: float) -> None:
     assert lowest <= share_held(ends, truth) <= highest
 
 
+def test_test_behind_the_gap_closed_covers_nominal() -> None:
+    # Fieller's interval holds g exactly where the mean of numerator - g denominator may be zero.
+    generator = np.random.default_rng(6)
+    design = "models differ a little"
+    sft, arm, oracle = simulate(generator, N_DRAWS, 3, 100, design, (0.0, 0.4, 1.0))
+    start, value, end = (true_accuracy(design, gain) for gain in (0.0, 0.4, 1.0))
+    truth = (value - start) / (end - start)
+    assert share_held([crossed_mean(d).interval() for d in (arm - sft) - truth * (oracle - sft)], 0.0) >= LOWEST
+
+
 def test_gap_closed_interval_is_where_the_test_turns() -> None:
     generator = np.random.default_rng(7)
     sft, arm, oracle = (x[0] for x in simulate(generator, 1, 3, 200, "models differ a little", (0.0, 0.4, 1.0)))
@@ -301,6 +311,15 @@ def test_paired_difference_of_one_run_covers_nominal() -> None:
     truth = true_accuracy(design, 0.3) - true_accuracy(design, 0.0)
     found = [paired_difference(x, y, n_bootstrap=400, seed=i) for i, (x, y) in enumerate(zip(a, b, strict=True))]
     assert LOWEST <= share_held([(f.ci_low, f.ci_high) for f in found], truth) <= HIGHEST
+
+
+def test_paired_difference_of_two_hundred_rows_covers_nominal() -> None:
+    generator = np.random.default_rng(9)
+    design = "training is certain"
+    a, b = (x[:, 0] for x in simulate(generator, N_DRAWS, 1, 200, design, (0.3, 0.0)))
+    truth = true_accuracy(design, 0.3) - true_accuracy(design, 0.0)
+    found = [paired_difference(x, y, n_bootstrap=200, seed=0) for x, y in zip(a, b, strict=True)]
+    assert share_held([(f.ci_low, f.ci_high) for f in found], truth) >= LOWEST
 
 
 def test_paired_difference_of_a_hundred_rows_is_a_little_too_narrow() -> None:
