@@ -8,7 +8,7 @@ import math
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -86,7 +86,7 @@ def compare(
     found = metrics.paired_difference(
         score_vector(ours), score_vector(theirs), groups=group_vector(ours), n_bootstrap=n_bootstrap, seed=seed
     )
-    return Comparison(a, b, metric, found.difference, found.ci_low, found.ci_high, found.p_value, found.n)
+    return Comparison(a, b, metric, **asdict(found))
 
 
 def group_lines(groups: Iterable[str]) -> dict[str, str]:

@@ -48,10 +48,10 @@ from semievol.compare_results import (
     metric_name,
 )
 from semievol.compare_tables import build_tables
-from semievol.compare_text import KEY_TITLES, LEVEL, arm_label, cell_label, write_verdict
+from semievol.compare_text import KEY_TITLES, arm_label, cell_label, write_verdict
 from semievol.errors import ConfigError
 from semievol.report import page_environment
-from semievol.report_text import METRIC_NAMES
+from semievol.report_text import LEVEL, METRIC_NAMES
 
 SCHEMA_VERSION = 1
 TEMPLATE = "compare.html.j2"

@@ -18,7 +18,6 @@ from semievol.compare_load import ArmRun, Cell, ComparisonData
 from semievol.compare_stats import (
     CrossedMean,
     Ratio,
-    constant_interval,
     crossed_mean,
     ratio_interval,
     share_interval,
@@ -93,9 +92,9 @@ class PairedResult:
     p_holm: float | None
     """Adjusted over all arms of the comparison (Holm 1979); None outside that family."""
     method: str
-    """crossed_t; of a single run, and of several that all differ alike, mcnemar (0/1 scores) or sign_flip, with a
-    percentile bootstrap interval; no_difference where no row differs, with the interval of a share of 0 (Clopper and
-    Pearson) to both sides."""
+    """crossed_t; of a single run, and of several that all differ alike, mcnemar (0/1 scores, with Tango's interval) or
+    sign_flip (with a percentile bootstrap interval); no_difference where no row differs, with the interval of a share
+    of 0 (Clopper and Pearson) to both sides."""
     bootstrap_low: float | None
     """Percentile interval of the bootstrap over splits, seeds and rows; too narrow with few of them, for reference.
     None for a single run, or what counts as one."""
@@ -215,7 +214,7 @@ def compare_cells(data: ComparisonData, cell: Cell, reference: Cell) -> PairedRe
     )
     values = matrix[np.isfinite(matrix)]
     if not values.any():
-        low, high = constant_interval(found)
+        low, high = metrics.constant_interval(found.mean, found.n_equal_units)
         least = metrics.minimum_detectable_difference(found.n_units, 0.0)
         return replace(base, ci_low=low, ci_high=high, method="no_difference", detectable=least)
     if (matrix == matrix[0]).all():  # one run, or several of arms without chance: copies add nothing
@@ -224,7 +223,7 @@ def compare_cells(data: ComparisonData, cell: Cell, reference: Cell) -> PairedRe
         binary = _is_binary(np.concatenate([run.scores for run in (*ours, *theirs)]))
         tested = _several_runs(base, found, matrix, run_units(ours), groups, binary=binary, n_draws=n_bootstrap(data))
     if np.ptp(values) < 1e-12:  # every row differs by the same
-        low, high = constant_interval(found)
+        low, high = metrics.constant_interval(found.mean, found.n_equal_units)
         return replace(tested, ci_low=low, ci_high=high)
     return tested
 
@@ -317,21 +316,13 @@ def _single_run(
 ) -> PairedResult:
     found = metrics.paired_difference(a, b, groups=groups, n_bootstrap=n_draws, seed=0)
     binary = _is_binary(np.concatenate([a, b]))
-    width = found.ci_high - found.ci_low
-    detectable = None
-    if binary and groups is None:
-        detectable = metrics.minimum_detectable_difference(len(a), float(np.mean(a != b)))
-    elif width > 0:
-        detectable = (1.96 + 0.84) * width / (2 * 1.96)
-        if binary:  # fewer rows than the exact test needs show nothing in groups either
-            detectable = max(metrics.minimum_detectable_difference(len(a), 0.0), detectable)
     return replace(
         base,
         ci_low=found.ci_low,
         ci_high=found.ci_high,
         p_value=found.p_value,
         method="mcnemar" if binary and groups is None else "sign_flip",
-        detectable=None if detectable is None else min(1.0, detectable),
+        detectable=found.detectable,
     )
 
 

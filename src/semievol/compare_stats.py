@@ -25,7 +25,7 @@ above.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,6 +58,11 @@ class CrossedMean:
     """Degrees of freedom of V_run: n_runs - 1 where units weigh the same, else fewer."""
     row_degrees: float
     """Of V_row, likewise."""
+
+    @property
+    def n_equal_units(self) -> float:
+        """Units of equal weight among the rows that would tell as much (Kish 1965)."""
+        return min(float(self.n_units), self.row_degrees + 1)
 
     def half_width(self, confidence: float = 0.95) -> float:
         """Half the width of the interval at `confidence`."""
@@ -163,7 +168,7 @@ def share_interval(found: CrossedMean, confidence: float = 0.95) -> tuple[float,
     shows no spread, is taken as that of so many rows or groups of equal weight.
     """
     share = min(1.0, max(0.0, found.mean))
-    n = min(float(found.n_units), found.row_degrees + 1)
+    n = found.n_equal_units
     half = found.half_width(confidence)
     if 0 < share < 1 and half > 0:
         deviation = half / float(stats.norm.ppf(0.5 + confidence / 2))
@@ -172,17 +177,6 @@ def share_interval(found: CrossedMean, confidence: float = 0.95) -> tuple[float,
     low = 0.0 if share == 0 else float(stats.beta.ppf(tail, hits, n - hits + 1))
     high = 1.0 if share == 1 else float(stats.beta.ppf(1 - tail, hits + 1, n - hits))
     return low, high
-
-
-def constant_interval(found: CrossedMean, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a difference of scores in [0, 1] that is the same on every row, so that it shows no spread.
-
-    As many of as many rows, or groups, differ by that much: the others, of which Clopper and Pearson's bound says how
-    many there may be, could differ by anything from -1 to 1. Of 1 or -1 it leaves out zero just where the exact McNemar
-    test does.
-    """
-    alike, _ = share_interval(replace(found, mean=1.0), confidence)
-    return max(-1.0, found.mean * alike - (1 - alike)), min(1.0, found.mean * alike + (1 - alike))
 
 
 def ratio_interval(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from semievol.arms import CONTROL_OF
 from semievol.compare_load import setting_text
-from semievol.report_text import METRIC_NAMES, MINUS, interval, p_value, percent, plural, signed
+from semievol.report_text import LEVEL, METRIC_NAMES, MINUS, interval, p_value, percent, plural, signed
 
 ARM_LABELS = {
     "zero_shot": "Zero-shot",
@@ -40,8 +40,6 @@ STEPS_ALIKE = 0.05
 """Trainings whose numbers of steps differ by less, as a share, count as equally long."""
 ONE_RUN_TESTS = ("mcnemar", "sign_flip")
 """Methods that take the difference for that of one run."""
-LEVEL = 0.05
-"""Of the tests that the sentences read."""
 KEY_TITLES = {
     "n": "number of configurations n",
     "theta": "share of pseudo-labels kept \N{GREEK SMALL LETTER THETA}",

@@ -41,6 +41,10 @@ class PairedDifference:
     ci_high: float
     p_value: float
     n: int
+    n_differing: int
+    """Rows whose scores are not the same."""
+    detectable: float | None = None
+    """True difference that rows like these would show four times in five; None over several seeds."""
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -81,12 +85,13 @@ def mean_interval(
 ) -> Interval:
     """Mean of graded scores with a percentile bootstrap over rows, or over whole groups.
 
-    Percentile, because it respects the range of the scores and needs no variance of a ratio. With under about 20 rows
-    or groups it is too narrow; a constant score gives an interval of width 0.
+    Percentile, because it respects the range of the scores and needs no variance of a ratio; expanded (Hesterberg 2015,
+    The American Statistician 69) by what the t quantile and n / (n - 1) add for few rows or groups, of which groups of
+    unequal size count as fewer (Kish 1965). A constant score gives an interval of width 0.
     """
     values = _as_vector("scores", scores)
     draws = _bootstrap_means(values[np.newaxis], groups, n_bootstrap=n_bootstrap, seed=seed)[:, 0]
-    low, high = _percentiles(draws, confidence)
+    low, high = _percentiles(draws, confidence, n_units=max(2.0, _count_equal_units(groups, len(values))))
     return Interval(float(values.mean()), low, high, len(values))
 
 
@@ -104,29 +109,94 @@ def accuracy_interval(
 def paired_difference(
     a: ArrayLike, b: ArrayLike, *, groups: Groups | None = None, n_bootstrap: int, seed: int, confidence: float = 0.95
 ) -> PairedDifference:
-    """Mean of a - b over the same rows, with a percentile bootstrap interval and a test.
+    """Mean of a - b over the same rows, with an interval and a test.
 
-    The percentile interval is kept, not BCa: differences of 0/1 scores take three values, for which the acceleration of
-    BCa is unstable when few rows differ, and it is range-preserving. The test is exact McNemar (two-sided binomial on
-    the rows that differ) for 0/1 scores of independent rows; otherwise the sign-flip permutation test over rows or
-    groups, enumerated up to 12 units that differ and drawn `n_bootstrap` times beyond, as (hits + 1) / (draws + 1).
-    Interval and test need not agree at the edge. No row differs: interval (0, 0) and p = 1.
+    0/1 scores of independent rows: Tango's score interval and exact McNemar (two-sided binomial on the rows that
+    differ). The interval is nominal and the test holds its level for certain, so at the edge, mostly where few rows
+    differ, the interval may leave out zero where the test does not reject.
+
+    Graded scores, and rows in groups: the percentile bootstrap of `mean_interval`, and the sign-flip permutation test
+    over rows or groups, enumerated up to 12 units that differ and drawn `n_bootstrap` times beyond, as
+    (hits + 1) / (draws + 1). Percentile, not BCa: where few rows differ the acceleration of BCa is unstable.
+
+    Where no row differs, or all by the same, the interval is that of `constant_interval`. The detectable difference is
+    that of McNemar's test for 0/1 scores of independent rows; otherwise 1.96 + 0.84 of the standard errors that the
+    interval shows, for 0/1 scores no less than the exact test needs.
     """
     first, second = _as_pair(a, b)
     differences = first - second
-    n = len(differences)
-    if not differences.any():
-        _group_positions(groups, n)
-        return PairedDifference(0.0, 0.0, 0.0, 1.0, n)
-    draws = _bootstrap_means(differences[np.newaxis], groups, n_bootstrap=n_bootstrap, seed=seed)[:, 0]
-    low, high = _percentiles(draws, confidence)
-    if groups is None and _is_binary(first) and _is_binary(second):
-        p_value = mcnemar_p_value(first, second)
+    n, mean = len(differences), float(differences.mean())
+    positions, n_groups = _group_positions(groups, n)
+    is_share = groups is None and _is_binary(first) and _is_binary(second)
+    if np.ptp(differences) < 1e-12:
+        low, high = constant_interval(mean, _count_equal_units(groups, n), confidence)
+    elif is_share:
+        low, high = tango_interval(int((differences > 0).sum()), int((differences < 0).sum()), n, confidence)
     else:
-        positions, n_groups = _group_positions(groups, n)
+        drawn = mean_interval(differences, groups, n_bootstrap=n_bootstrap, seed=seed, confidence=confidence)
+        low, high = drawn.ci_low, drawn.ci_high
+    n_differing = int(np.count_nonzero(differences))
+    if is_share:
+        p_value, detectable = mcnemar_p_value(first, second), minimum_detectable_difference(n, n_differing / n)
+    else:
         sums = np.asarray(np.bincount(positions, weights=differences, minlength=n_groups), dtype=np.float64)
         p_value = _sign_flip_p_value(sums, n_draws=n_bootstrap, seed=seed)
-    return PairedDifference(float(differences.mean()), low, high, p_value, n)
+        detectable = min(1.0, (1.96 + 0.84) * (high - low) / (2 * 1.96))
+        if _is_binary(first) and _is_binary(second):
+            detectable = max(minimum_detectable_difference(n, 0.0), detectable)
+    return PairedDifference(mean, low, high, p_value, n, n_differing, detectable)
+
+
+def constant_interval(difference: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a difference of scores in [0, 1] that is the same on all of `n` rows or groups: they show no spread.
+
+    As many of as many differ by that much: the others, of which Clopper and Pearson's bound says how many there may be,
+    could differ by anything from -1 to 1. Of 1 or -1 it leaves out zero just where the exact McNemar test does.
+    """
+    _check_confidence(confidence)
+    alike = float(((1 - confidence) / 2) ** (1 / n))
+    return max(-1.0, difference * alike - (1 - alike)), min(1.0, difference * alike + (1 - alike))
+
+
+def tango_interval(n_first: int, n_second: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a difference of two shares of the same n rows (Tango 1998, Statistics in Medicine 17).
+
+    It holds each difference d that the score test keeps: |n_first - n_second - n d| <= z sqrt(n (2 q + d (1 - d))),
+    with q the likeliest share of rows that only the second gets right, given d. Where no row differs it is Wilson's
+    interval of a share of 0, to both sides.
+
+    Args:
+        n_first: Rows that only the first gets right.
+        n_second: Rows that only the second gets right.
+        n: All rows.
+        confidence: Share of intervals that are to hold the true difference.
+
+    Returns:
+        Both ends, in [-1, 1].
+
+    Raises:
+        DataError: If n < 1, or the counts are not those of n rows.
+    """
+    if min(n_first, n_second) < 0:
+        raise DataError(f"{n_first} and {n_second} rows that only one gets right: no count is below 0")
+    _check_counts(n_first + n_second, n, confidence)
+    from scipy import optimize, special
+
+    z = float(special.ndtri(0.5 + confidence / 2))
+
+    def low_end(more: int, fewer: int) -> float:
+        if fewer == n:
+            return -1.0
+
+        def excess(d: float) -> float:
+            b, c = (2 * n - more + fewer) * d - more - fewer, -fewer * d * (1 - d)
+            root = float(np.sqrt(max(0.0, b * b - 8 * n * c)))
+            q = -2 * c / (b + root) if b > 0 else (root - b) / (4 * n)
+            return more - fewer - n * d - z * float(np.sqrt(max(0.0, n * (2 * q + d * (1 - d)))))
+
+        return float(optimize.brentq(excess, -1.0, (more - fewer) / n - 1e-12, xtol=1e-12))
+
+    return low_end(n_first, n_second), 0.0 - low_end(n_second, n_first)
 
 
 def mcnemar_p_value(a: ArrayLike, b: ArrayLike) -> float:
@@ -178,13 +248,14 @@ def hierarchical_difference(
     n_seeds, n_rows = differences.shape
     if not np.nan_to_num(differences).any():
         _group_positions(groups, n_rows)
-        return PairedDifference(0.0, 0.0, 0.0, 1.0, n_rows)
+        return PairedDifference(0.0, 0.0, 0.0, 1.0, n_rows, 0)
     by_seed = _bootstrap_means(differences, groups, n_bootstrap=n_bootstrap, seed=seed)
     draws = (by_seed * _resampled_runs(units, n_seeds, n_bootstrap, seed=seed)).mean(axis=1)
     low, high = _percentiles(draws, confidence)
     extreme = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     p_value = min(1.0, 2 * (extreme + 1) / (n_bootstrap + 1))
-    return PairedDifference(float(np.nanmean(differences, axis=1).mean()), low, high, p_value, n_rows)
+    n_differing = int(np.nan_to_num(differences).any(axis=0).sum())
+    return PairedDifference(float(np.nanmean(differences, axis=1).mean()), low, high, p_value, n_rows, n_differing)
 
 
 def fisher_p_value(hits_a: int, n_a: int, hits_b: int, n_b: int) -> float:
@@ -384,11 +455,24 @@ def _sign_flip_p_value(sums: Floats, *, n_draws: int, seed: int) -> float:
     return (n_hits + 1) / (n_draws + 1)
 
 
-def _percentiles(draws: Floats, confidence: float) -> tuple[float, float]:
-    if not 0 < confidence < 1:
-        raise DataError(f"confidence is {confidence}; it has to lie in (0, 1)")
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _percentiles(draws: Floats, confidence: float, *, n_units: float | None = None) -> tuple[float, float]:
+    """Percentiles of the draws; of `n_units` units as far apart as gives `confidence` (Hesterberg 2015)."""
+    _check_confidence(confidence)
+    tail = (1 - confidence) / 2
+    if n_units is not None:
+        from scipy import special
+
+        t = special.stdtrit(n_units - 1, 1 - tail)
+        tail = float(special.ndtr(-t * np.sqrt(n_units / (n_units - 1))))
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _count_equal_units(groups: Groups | None, n: int) -> float:
+    """Kish's number of groups: as many of equal size would tell as much. `n` without groups."""
+    positions, n_units = _group_positions(groups, n)
+    sizes = np.bincount(positions, minlength=n_units)
+    return n**2 / float((sizes**2).sum())
 
 
 def _group_positions(groups: Groups | None, n: int) -> tuple[NDArray[np.int64], int]:
@@ -405,6 +489,11 @@ def _group_positions(groups: Groups | None, n: int) -> tuple[NDArray[np.int64], 
 def _check_counts(successes: int, n: int, confidence: float) -> None:
     if n < 1 or not 0 <= successes <= n or not 0 < confidence < 1:
         raise DataError(f"{successes} successes of {n} at confidence {confidence}: no interval of a share is possible")
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise DataError(f"confidence is {confidence}; it has to lie in (0, 1)")
 
 
 def _check_lengths(name: str, n_first: int, n_second: int) -> None:

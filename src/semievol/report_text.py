@@ -1,7 +1,8 @@
 """The sentences of the report: what a run found, read honestly, and numbers as text.
 
-A difference is called one only where its 95% interval leaves out zero; otherwise the sentence says what could have
-been seen. The interval covers the draw of the test rows, not the chance of training, and the report says so.
+A difference is called one only where its 95% interval leaves out zero and its test rejects at 5%; otherwise the
+sentence says what could have been seen. The interval covers the draw of the test rows, not the chance of training, and
+the report says so.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple
 from semievol.figures import MODEL_LABELS
 
 MINUS = "\N{MINUS SIGN}"
-POWER_FACTOR = 1.96 + 0.84
-"""Standard errors of a true difference that a two-sided 5% test finds with 80% power."""
+LEVEL = 0.05
+"""Largest p-value at which a difference is called one."""
 
 METRIC_NAMES = {"accuracy": "accuracy", "exact_match": "exact match", "token_f1": "token F1", "rouge_l": "ROUGE-L"}
 GRADED_METRICS = ("token_f1", "rouge_l")
@@ -56,12 +57,6 @@ def count(value: int) -> str:
 def plural(value: int, noun: str) -> str:
     """`1 row`, `2,000 rows`."""
     return f"{value:,} {noun}{'' if value == 1 else 's'}"
-
-
-def detectable_difference(comparison: dict[str, Any]) -> float | None:
-    """True difference that rows like these would show in four runs of five; None where no row differs."""
-    width = float(comparison["ci_high"] - comparison["ci_low"])
-    return POWER_FACTOR * width / (2 * 1.96) if width > 0 else None
 
 
 def write_headline(results: dict[str, Any], *, metric: str) -> Headline:
@@ -109,25 +104,28 @@ def _control_name(control: str, results: dict[str, Any]) -> str:
 def _difference_sentence(comparison: dict[str, Any], control: str) -> str:
     low, high = comparison["ci_low"], comparison["ci_high"]
     size = f"{abs(100 * comparison['difference']):.1f} points"
+    difference = f"{signed(comparison['difference'])} points {interval(low, high)}"
+    if not low <= 0 <= high and comparison["p_value"] > LEVEL:
+        return f". Whether that differs from {control} cannot be told ({difference}, {p_value(comparison['p_value'])})."
     if low > 0:
         return f", {size} {interval(low, high)} more than {control}."
     if high < 0:
         return f", {size} {interval(-high, -low)} less than {control}."
-    if low == high:
-        return f". No difference from {control} was seen."
-    difference = f"{signed(comparison['difference'])} points {interval(low, high)}"
     return f". No difference from {control} was seen ({difference})."
 
 
 def _difference_remarks(comparison: dict[str, Any], control: str) -> list[str]:
     remarks = []
-    detectable = detectable_difference(comparison)
-    if detectable is None:
+    detectable = comparison["detectable"]
+    if comparison["n_differing"] == 0:
         remarks.append("Both models have the same score on every test row.")
-    elif comparison["ci_low"] <= 0 <= comparison["ci_high"]:
+    if comparison["ci_low"] <= 0 <= comparison["ci_high"] or comparison["p_value"] > LEVEL:
+        rows = plural(comparison["n"], "test row")
         remarks.append(
-            f"With these {plural(comparison['n'], 'test row')} a true difference of about {100 * detectable:.1f} "
-            "points would be found four times in five; a smaller one may well be missed."
+            f"With these {rows} a true difference of about {100 * detectable:.1f} points would be found four times in "
+            "five; a smaller one may well be missed."
+            if detectable < 1
+            else f"{rows} are too few to show a difference, however large."
         )
     if control == "sft":
         remarks.append(

@@ -337,7 +337,7 @@ class EvalResult:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Paired difference a - b on the same rows, with a bootstrap interval and an exact test."""
+    """Paired difference a - b on the same rows, as `metrics.paired_difference` gives it."""
 
     a: str
     b: str
@@ -347,6 +347,10 @@ class Comparison:
     ci_high: float
     p_value: float
     n: int
+    n_differing: int
+    """Rows whose scores are not the same."""
+    detectable: float | None
+    """True difference that rows like these would show four times in five."""
 
 
 class RawRow(NamedTuple):

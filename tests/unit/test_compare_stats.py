@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from semievol.compare_stats import (
-    constant_interval,
     crossed_mean,
     ratio_interval,
     share_interval,
@@ -13,7 +12,7 @@ from semievol.compare_stats import (
     value_effect,
 )
 from semievol.errors import DataError
-from semievol.metrics import clopper_pearson_interval, mcnemar_p_value
+from semievol.metrics import clopper_pearson_interval, constant_interval, mcnemar_p_value
 
 SCORES = np.random.default_rng(0).normal(0.3, 1.0, (4, 30))
 
@@ -155,15 +154,15 @@ def test_ratio_is_not_defined_where_the_denominator_may_be_zero_or_less(shift: f
 
 @pytest.mark.parametrize("n", [4, 5, 6, 20])
 def test_interval_of_a_constant_difference_leaves_out_zero_where_mcnemar_does(n: int) -> None:
-    low, high = constant_interval(crossed_mean(np.ones((1, n))))
+    low, high = constant_interval(1.0, n)
     assert (low, high) == pytest.approx((2 * clopper_pearson_interval(n, n)[0] - 1, 1.0))
     assert (low > 0) == (mcnemar_p_value(np.ones(n), np.zeros(n)) <= 0.05)
-    assert constant_interval(crossed_mean(-np.ones((1, n)))) == pytest.approx((-high, -low))
+    assert constant_interval(-1.0, n) == pytest.approx((-high, -low))
 
 
 def test_interval_of_no_difference_is_that_of_a_share_of_none_to_both_sides() -> None:
     bound = clopper_pearson_interval(0, 40)[1]
-    assert constant_interval(crossed_mean(np.zeros((3, 40)))) == pytest.approx((-bound, bound))
+    assert constant_interval(0.0, crossed_mean(np.zeros((3, 40))).n_equal_units) == pytest.approx((-bound, bound))
 
 
 def test_units_of_equal_weight_keep_the_usual_factor_and_degrees_of_freedom() -> None:

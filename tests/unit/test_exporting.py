@@ -22,7 +22,7 @@ RESULTS: dict[str, Any] = {
     ],
     "comparisons": [
         {"a": "semievol", "b": "sft", "metric": "accuracy", "difference": 0.1, "ci_low": -0.05, "ci_high": 0.25,
-         "p_value": 0.2, "n": 40}
+         "p_value": 0.2, "n": 40, "n_differing": 9, "detectable": 0.2}
     ],
     "rows": {"n_labeled": 2, "n_unlabeled": 6, "n_test": 40},
     "pseudo_labels": [

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
 from sklearn.metrics import f1_score
 
 from semievol import metrics
@@ -24,6 +25,7 @@ from semievol.metrics import (
     precision_by_coverage,
     risk_coverage,
     share_ties,
+    tango_interval,
     wilson_interval,
 )
 
@@ -113,9 +115,67 @@ def test_mcnemar_p_value_refuses_graded_scores() -> None:
         mcnemar_p_value([0.5], [1.0])
 
 
-def test_paired_difference_of_same_scores_is_certain_zero() -> None:
-    result = paired_difference([1, 0, 1], [1, 0, 1], n_bootstrap=200, seed=0)
-    assert (result.difference, result.ci_low, result.ci_high, result.p_value, result.n) == (0.0, 0.0, 0.0, 1.0, 3)
+@pytest.mark.parametrize(
+    ("first", "second", "n", "confidence", "ends"),
+    [
+        (1, 7, 21, 0.95, (-0.517, -0.026)),  # Fagerland, Lydersen and Laake 2014, table V
+        (7, 1, 21, 0.95, (0.026, 0.517)),
+        (28, 25, 618, 0.9, (-0.0148, 0.0247)),  # scoreci.mp(25, 28, 618, 0.9) of the R package PropCIs 0.3
+    ],
+)
+def test_tango_interval_gives_published_values(
+    first: int, second: int, n: int, confidence: float, ends: tuple[float, float]
+) -> None:
+    digits = len(str(ends[1]).split(".")[1])
+    assert tuple(round(end, digits) for end in tango_interval(first, second, n, confidence)) == ends
+
+
+@pytest.mark.parametrize(("first", "second", "n"), [(3, 9, 40), (12, 12, 24), (5, 0, 300), (60, 21, 90)])
+def test_tango_interval_ends_where_the_score_test_turns(first: int, second: int, n: int) -> None:
+    # The share that only the second gets right is found here by maximising the likelihood, not by its formula.
+    for end in tango_interval(first, second, n):
+        counts = np.array([first, second, n - first - second])
+
+        def log_likelihood(q: float, end: float = end, counts: NDArray[np.int64] = counts) -> float:
+            return float(special.xlogy(counts, np.maximum([q + end, q, 1 - 2 * q - end], 0)).sum())
+
+        bounds = (max(0.0, -end), (1 - end) / 2)
+        q = optimize.minimize_scalar(lambda q: -log_likelihood(q), bounds=bounds, options={"xatol": 1e-12}).x
+        statistic = (first - second - n * end) / np.sqrt(n * (2 * q + end * (1 - end)))
+        assert abs(statistic) == pytest.approx(stats.norm.ppf(0.975), rel=1e-3)
+
+
+def test_tango_interval_of_rows_all_to_one_side_stays_in_range() -> None:
+    z_squared = stats.norm.ppf(0.975) ** 2
+    assert tango_interval(20, 0, 20) == pytest.approx(((20 - z_squared) / (20 + z_squared), 1.0))
+    assert tango_interval(0, 20, 20) == pytest.approx((-1.0, -(20 - z_squared) / (20 + z_squared)))
+    assert tango_interval(0, 0, 20) == pytest.approx((-wilson_interval(0, 20)[1], wilson_interval(0, 20)[1]))
+
+
+@pytest.mark.parametrize(("first", "second", "n"), [(-1, 2, 5), (2, -1, 5), (3, 3, 5), (0, 0, 0)])
+def test_tango_interval_refuses_counts_that_are_not_of_the_rows(first: int, second: int, n: int) -> None:
+    with pytest.raises(DataError, match=r"rows that only one gets right|no interval"):
+        tango_interval(first, second, n)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 400))
+def test_interval_of_hits_leaves_out_zero_wherever_mcnemar_rejects(first: int, second: int, n_ties: int) -> None:
+    a = np.r_[np.ones(first), np.zeros(second + n_ties)]
+    b = np.r_[np.zeros(first), np.ones(second), np.zeros(n_ties)]
+    found = paired_difference(a, b, n_bootstrap=200, seed=0)
+    assert -1 <= found.ci_low <= found.difference <= found.ci_high <= 1
+    leaves_out = not found.ci_low <= 0 <= found.ci_high
+    assert leaves_out or found.p_value > 0.05
+    assert not leaves_out or found.p_value <= 0.125  # four rows to one side: z = 2
+
+
+@pytest.mark.parametrize(("groups", "n_units"), [(None, 8), ("aabbccdd", 4), ("aaaaabcd", 64 / 28)])
+@pytest.mark.parametrize("score", [1.0, 0.5])
+def test_paired_difference_of_same_scores_is_not_certain(score: float, groups: str | None, n_units: float) -> None:
+    result = paired_difference([score, 0] * 4, [score, 0] * 4, groups=groups, n_bootstrap=200, seed=0)
+    bound = 1 - 0.025 ** (1 / n_units)
+    assert (result.difference, result.p_value, result.n) == (0.0, 1.0, 8)
+    assert (result.ci_low, result.ci_high) == pytest.approx((-bound, bound))
 
 
 def test_paired_difference_uses_mcnemar_for_hits() -> None:
@@ -123,6 +183,7 @@ def test_paired_difference_uses_mcnemar_for_hits() -> None:
     result = paired_difference(a, b, n_bootstrap=4000, seed=0)
     assert result.difference == pytest.approx(0.2)
     assert result.p_value == pytest.approx(stats.binomtest(30, 40).pvalue)
+    assert (result.ci_low, result.ci_high) == tango_interval(30, 10, 100)
     half = 1.96 * np.sqrt((0.4 - 0.04) / 100)
     assert (result.ci_low, result.ci_high) == pytest.approx((0.2 - half, 0.2 + half), abs=0.015)
 
@@ -200,7 +261,7 @@ def test_hierarchical_difference_holds_seed_noise() -> None:
     alone = paired_difference(rows + noise[0], rows, n_bootstrap=2000, seed=0)
     assert result.difference == pytest.approx(noise.mean())
     assert result.ci_high - result.ci_low == pytest.approx(2 * 1.96 * noise.std() / np.sqrt(6), rel=0.15)
-    assert alone.ci_high - alone.ci_low < 1e-9
+    assert alone.ci_high - alone.ci_low == pytest.approx(2 * (1 - 0.025 ** (1 / 300)))  # of a constant difference
     assert 0 < result.p_value <= 1
 
 
@@ -210,7 +271,10 @@ def test_hierarchical_difference_of_one_seed_is_that_of_its_rows() -> None:
         hierarchical_difference([a], [b], n_bootstrap=500, seed=2),
         paired_difference(a, b, n_bootstrap=500, seed=2),
     )
-    assert (one.ci_low, one.ci_high) == pytest.approx((rows.ci_low, rows.ci_high))
+    # The same draws; the percentiles of the single run are a little further apart, as 50 rows need.
+    assert one.difference == pytest.approx(rows.difference)
+    assert rows.ci_low < one.ci_low < one.ci_high < rows.ci_high
+    assert one.ci_high - one.ci_low == pytest.approx(rows.ci_high - rows.ci_low, rel=0.1)
 
 
 def test_hierarchical_difference_resamples_splits_before_the_seeds_inside() -> None:

@@ -15,7 +15,7 @@ from semievol.metrics import holm
 from semievol.report import draw_report, split_rendered
 from semievol.report_rows import choose_rows, cut_text, find_record, sample_records
 from semievol.report_tables import answer_lines, place_marks, read_strip
-from semievol.report_text import detectable_difference, p_value, signed, write_headline
+from semievol.report_text import p_value, signed, write_headline
 from semievol.types import (
     AuditedRow,
     Candidates,
@@ -185,6 +185,8 @@ def make_results(*, gold: bool = True, rounds: int = 1) -> dict:
         "metric": "accuracy",
         "p_value": 0.0123,
         "n": 8,
+        "n_differing": 3,
+        "detectable": 0.5,
         "a": "semievol",
         "difference": 0.111,
         "ci_low": 0.033,
@@ -489,7 +491,8 @@ def test_headline_reads_a_loss():
 
 def test_headline_reads_no_difference_with_what_could_be_seen():
     results = make_results()
-    results["comparisons"][0] |= {"difference": 0.004, "ci_low": -0.0196, "ci_high": 0.0196}
+    results["comparisons"][0] |= {"difference": 0.004, "ci_low": -0.0196, "ci_high": 0.0196, "p_value": 0.7}
+    results["comparisons"][0]["detectable"] = 0.028
     headline = write_headline(results, metric="accuracy")
     assert (
         "No difference from fine-tuning on the 2 labelled rows alone for as many steps was seen (+0.4 points"
@@ -500,9 +503,31 @@ def test_headline_reads_no_difference_with_what_could_be_seen():
 
 def test_headline_tells_when_no_row_differs():
     results = make_results()
-    results["comparisons"][0] |= {"difference": 0.0, "ci_low": 0.0, "ci_high": 0.0}
-    assert write_headline(results, metric="accuracy").remarks[0] == "Both models have the same score on every test row."
-    assert detectable_difference(results["comparisons"][0]) is None
+    results["comparisons"][0] |= {"difference": 0.0, "ci_low": -0.01, "ci_high": 0.01, "p_value": 1.0}
+    results["comparisons"][0] |= {"n": 400, "n_differing": 0, "detectable": 0.0197}
+    headline = write_headline(results, metric="accuracy")
+    assert "No difference from" in headline.sentence
+    assert headline.remarks[0] == "Both models have the same score on every test row."
+    assert "400 test rows a true difference of about 2.0 points" in headline.remarks[1]
+
+
+def test_headline_calls_nothing_a_difference_that_the_exact_test_does_not_find():
+    results = make_results()
+    results["comparisons"][0] |= {"difference": 0.02, "ci_low": 0.001, "ci_high": 0.04, "p_value": 0.07}
+    headline = write_headline(results, metric="accuracy")
+    assert headline.sentence.endswith(
+        ". Whether that differs from fine-tuning on the 2 labelled rows alone for as many steps cannot be told "
+        "(+2.0 points [0.1, 4.0], p = 0.070)."
+    )
+    assert "four times in five" in headline.remarks[0]
+
+
+def test_headline_tells_where_rows_are_too_few_to_show_a_difference():
+    results = make_results()
+    results["comparisons"][0] |= {"difference": 0.25, "ci_low": -0.3, "ci_high": 0.6, "p_value": 0.5}
+    results["comparisons"][0] |= {"n": 4, "detectable": 1.0}
+    remarks = write_headline(results, metric="accuracy").remarks
+    assert "4 test rows are too few to show a difference, however large." in remarks
 
 
 def test_headline_warns_of_unparsed_answers():
