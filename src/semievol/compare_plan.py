@@ -1,5 +1,6 @@
 """Works out a comparison before it runs: the config and steps of every run, what they share, and how long it takes."""
 
+import difflib
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semievol.arms import MATCHED, Arm, configure, plan_arm
+from semievol.arms import ARMS, MATCHED, Arm, configure, plan_arm
 from semievol.artifacts import DROPPED, RunDir
 from semievol.comparison import ComparisonRecord, RunRecord, format_setting
 from semievol.config import RunConfig
@@ -111,6 +112,10 @@ _FILES = ("path", "labeled", "unlabeled", "test")
 
 def choose_reference(reference: str | None, arms: Sequence[str]) -> str:
     """The arm that the others are compared with. Raises ConfigError if it is asked for and not run."""
+    if reference is not None and reference not in (*ARMS, *arms):
+        near = difflib.get_close_matches(reference, ARMS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"arms: {', '.join(ARMS)}"
+        raise ConfigError(f"--reference {reference}: there is no such arm; {hint}")
     if reference is not None and reference not in arms:
         raise ConfigError(f"--reference {reference}: it is not among the arms {', '.join(arms)}; add it to --arms")
     return reference or next((name for name in (MATCHED, "sft") if name in arms), arms[0])

@@ -93,7 +93,8 @@ def compare(
         arms: Names, or `all`.
         seeds: Of training and sampling.
         splits: Seeds of the cut and of the draws of rows.
-        reference: Arm to compare with; None: `sft_matched`, or `sft`, or the first arm, whichever is there.
+        reference: Arm to compare with; None: the one that an earlier call named, else `sft_matched`, `sft` or the first
+            arm, whichever is there.
         use_gold: Open the sealed targets: for arms that bound what is possible, and to audit pseudo-labels.
         output_dir: Folder of the comparison; locked meanwhile.
         settings: Points of a sweep by `key=value,...`; None: the config alone.
@@ -121,7 +122,9 @@ def compare(
         loaded[split] = load_examples(first)
         use_gold = _find_gold(loaded[split], arms, note=reporter.note)
     chosen = choose_arms(arms, first, use_gold=use_gold, note=reporter.note)
-    compared_with = choose_reference(reference, [arm.name for arm in chosen])
+    asked = reference or _find_earlier_reference(output_dir)
+    names = [arm.name for arm in chosen]
+    compared_with = choose_reference(asked if reference or asked in names else None, names)
     if compared_with == MATCHED and (controls := choose_controls(chosen, first)):
         n = plural(len(controls) * len(seeds) * len(splits) * len(settings or ("",)), "further run")
         controlled = ", ".join(arm.name.partition(CONTROL_OF)[2] for arm in controls)
@@ -166,8 +169,10 @@ def compare(
             return output_dir
         if price is not None and not confirmed:
             refuse_cost(first, price.low, price.high, what="this comparison")
-        whole = _with_earlier(record, output_dir, reference=reference, reporter=reporter, backends=backends)
+        whole = _with_earlier(record, output_dir, reference=asked, reporter=reporter, backends=backends)
         write_comparison(output_dir, whole)
+        if reference is None and whole.reference == asked:
+            reporter.note(f"compared with {asked}, as in an earlier call; --reference names another arm")
         left = [run for run in runs if run.record.key not in done]
         finished = {split: finished_steps(output_dir, split) for split in splits}
         schedule = Schedule(left, prints, finished, jobs=max(1, min(jobs, len(left))))
@@ -226,6 +231,15 @@ def _check_rows(
             )
 
 
+def _find_earlier_reference(folder: Path) -> str | None:
+    """The arm that an earlier call of the comparison named as its reference; None if it left the choice to us."""
+    if not is_comparison(folder):
+        return None
+    earlier = read_comparison(folder)
+    chosen = choose_reference(None, [arm.name for arm in earlier.arms])
+    return None if earlier.reference == chosen else earlier.reference
+
+
 def _find_gold(loaded: LoadedData, arms: Sequence[str], *, note: Callable[[str], None]) -> bool:
     """Whether there are sealed targets to open. Raises ConfigError if there are none, and an arm needs them."""
     if loaded.gold:
@@ -273,7 +287,10 @@ def _with_earlier(
         joined = join_records(record, earlier, kept)
         places = list(ARMS)
         arms = sorted(joined.arms, key=lambda arm: places.index(arm.name) if arm.name in places else len(places))
-        return replace(joined, arms=tuple(arms), reference=choose_reference(reference, [arm.name for arm in arms]))
+        names = [arm.name for arm in arms]
+        return replace(
+            joined, arms=tuple(arms), reference=choose_reference(reference if reference in names else None, names)
+        )
     return record
 
 

@@ -470,6 +470,29 @@ def test_reference_has_to_run(make_config, tmp_path):
         run_compare(make_config(), tmp_path / "c", ["zero_shot"], reference="sft")
 
 
+def test_reference_that_is_no_arm_names_the_nearest(make_config, tmp_path):
+    with pytest.raises(ConfigError, match="--reference zeroshot: there is no such arm; did you mean zero_shot"):
+        run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft"], reference="zeroshot")
+
+
+def test_later_calls_keep_the_reference_that_was_named(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft"], reference="zero_shot")
+    said = "compared with zero_shot, as in an earlier call; --reference names another arm"
+    for arms in (["zero_shot", "sft"], ["sft"], ["sft", "sft_matched"]):
+        recorder = run_compare(make_config(), tmp_path / "c", arms)
+        assert read_comparison(tmp_path / "c").reference == "zero_shot"
+        assert said in recorder.notes
+    run_compare(make_config(), tmp_path / "c", ["sft"], reference="sft")
+    assert read_comparison(tmp_path / "c").reference == "sft"
+
+
+def test_later_calls_choose_anew_where_no_reference_was_named(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft"])
+    recorder = run_compare(make_config(), tmp_path / "c", ["sft", "sft_matched"])
+    assert read_comparison(tmp_path / "c").reference == "sft_matched"
+    assert not any(note.startswith("compared with") for note in recorder.notes)
+
+
 def test_plan_counts_what_is_left_after_sharing(make_config, tmp_path):
     recorder = run_compare(make_config(), tmp_path / "c", ["sft", "semievol"], seeds=[0, 1])
     assert recorder.notes[:3] == [
