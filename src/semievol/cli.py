@@ -383,7 +383,10 @@ def compare(
     from semievol.progress import ConsoleReporter
 
     check_format(table_format)
-    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models, plan_only, yes)
+    show_plan = _print_json if plan_only and (json_output or table_format == "json") else None
+    options = Options(
+        seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models, plan_only, yes, show_plan
+    )
     with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
         folder = run_comparison(config, overrides or [], arms=arms, options=options, reporter=reporter)
     if plan_only:
@@ -427,7 +430,10 @@ def sweep(
     from semievol.progress import ConsoleReporter
 
     check_format(table_format)
-    options = Options(seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models, plan_only, yes)
+    show_plan = _print_json if plan_only and (json_output or table_format == "json") else None
+    options = Options(
+        seeds, splits, reference, use_gold, model, output_dir, jobs, keep_models, plan_only, yes, show_plan
+    )
     with ConsoleReporter() as reporter, _resumable(f"semievol {shlex.join(sys.argv[1:])}"):
         folder = run_sweep(config, values, arms=arms, cartesian=cartesian, options=options, reporter=reporter)
     if plan_only:

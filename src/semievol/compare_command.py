@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Options:
     keep_models: bool
     plan_only: bool = False
     yes: bool = False
+    show_plan: Callable[[dict[str, Any]], None] | None = None
+    """Gets the plan as plain values."""
 
 
 def run_comparison(source: str, overrides: Sequence[str], *, arms: str, options: Options, reporter: Reporter) -> Path:
@@ -100,6 +102,7 @@ def _compare(
         keep_models=options.keep_models,
         time_steps=True,
         plan_only=options.plan_only,
+        show_plan=options.show_plan,
         confirmed=options.yes,
         reporter=reporter,
         **sweep,

@@ -70,6 +70,22 @@ class WorkPlan:
         ]
         return [*found, self.time_left()] if self.left else found
 
+    def to_json(self, price: "WorkPrice | None") -> dict[str, Any]:
+        """For programs; `seconds` is None where nothing is known, and leaves out the stages in `unmeasured`."""
+        known = not self.left or set(self.unmeasured) != set(self.left)
+        return {
+            "n_runs": self.n_runs,
+            "n_runs_done": self.n_runs_done,
+            "n_steps": self.n_steps,
+            "n_steps_shared": self.n_steps_shared,
+            "n_steps_done": self.n_steps_done,
+            "left": dict(self.left),
+            "seconds": self.seconds if known else None,
+            "is_guess": self.is_guess,
+            "unmeasured": list(self.unmeasured),
+            "price": price and {"low": price.low, "high": price.high, "without_price": list(price.unknown)},
+        }
+
     def time_left(self) -> str:
         """What is known of it, and the stages that nothing is known of."""
         known = "" if set(self.unmeasured) == set(self.left) else f"about {format_seconds(self.seconds)}"

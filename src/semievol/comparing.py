@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from semievol.arms import ARMS, CONTROL_OF, MATCHED, choose_arms, choose_controls, find_arm, plan_arm
 from semievol.artifacts import CONFIG, MANIFEST, RunDir, remove_folder
@@ -81,6 +82,7 @@ def compare(
     keep_models: bool = True,
     time_steps: bool = False,
     plan_only: bool = False,
+    show_plan: Callable[[dict[str, Any]], None] | None = None,
     confirmed: bool = True,
     reporter: Reporter | None = None,
 ) -> Path:
@@ -104,6 +106,7 @@ def compare(
         time_steps: Whether to time a few steps of the model first, where nothing that the folder holds tells how long
             the work will take.
         plan_only: Whether to stop after the plan, and run nothing.
+        show_plan: Gets the plan as plain values (`WorkPlan.to_json`).
         confirmed: Whether it may cost more than `generator.confirm_above_cost`.
         reporter: What a person sees; None shows nothing.
 
@@ -165,6 +168,8 @@ def compare(
         price = price_work(plan)
         if price is not None:
             reporter.note(price.line())
+        if show_plan is not None:
+            show_plan(plan.to_json(price))
         if plan_only:
             return output_dir
         if price is not None and not confirmed:

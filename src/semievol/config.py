@@ -167,8 +167,11 @@ class DataConfig(Section):
     max_rows: int | None = Field(None, gt=0)
     """At most this many rows of each file, drawn by seed. None: all."""
     max_labeled: int | None = Field(None, gt=0)
+    """At most this many labelled rows, drawn by seed, in the shares of their targets. None: all."""
     max_unlabeled: int | None = Field(None, gt=0)
+    """At most this many unlabelled rows, drawn by seed. None: all."""
     max_test: int | None = Field(None, gt=0)
+    """At most this many test rows, drawn by seed. None: all."""
     duplicates: Literal["drop", "keep"] = "drop"
     """drop: rows that stand in several splits leave the training side (unlabelled first, then labelled); keep:
     only report."""

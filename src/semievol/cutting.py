@@ -124,14 +124,17 @@ def settle_labels(
 
 
 def draw_splits(
-    rows: ReadRows, splits: dict[SplitName, Positions], config: RunConfig, left_out: LeftOut
+    rows: ReadRows, splits: dict[SplitName, Positions], log: Log, left_out: LeftOut
 ) -> dict[SplitName, Positions]:
-    """Draw `data.max_labeled`, `data.max_unlabeled` and `data.max_test` of the rows of each split."""
-    data = config.data
+    """Draw `data.max_labeled`, `data.max_unlabeled` and `data.max_test` of the rows of each split, or note a lack."""
+    config, data = log.config, log.config.data
     limits = {"labeled": data.max_labeled, "unlabeled": data.max_unlabeled, "test": data.max_test}
     drawn = dict(splits)
     for name, left in splits.items():
         n = limits[name]
+        if n is not None and 0 < len(left) < n:
+            named = {"labeled": "labelled", "unlabeled": "unlabelled"}.get(name, name)
+            log.notes.append(f"data.max_{name} asks for {n:,} {named} rows, but there are {len(left):,}: all are used")
         if n is not None:
             drawn[name] = _draw(rows, left, n, config, name=name, stratified=name == "labeled")
             left_out[f"data.max_{name}"] = np.setdiff1d(left, drawn[name])

@@ -130,7 +130,7 @@ def load_examples(
     n_duplicates = len(duplicates) if config.data.duplicates == "drop" else 0
     splits = cut_rows(rows, left, log, left_out) if config.data.path is not None else rows.by_split(left)
     facts, splits, unread = settle_labels(facts, rows, splits, log)
-    splits = draw_splits(rows, splits, config, left_out)
+    splits = draw_splits(rows, splits, log, left_out)
     _check_left(splits, n_duplicates, log)
     return LoadedData(
         labeled=rows.labeled(splits["labeled"]),
@@ -281,6 +281,7 @@ def _drop_duplicates(
         labeled = rows.labeled(splits["labeled"])
         test, unlabeled = (rows.unlabeled(splits[name]) for name in ("test", "unlabeled"))
         duplicates = find_duplicates(test, labeled, unlabeled, similarity=similarity, shared_choices=shared, drop=drop)
+        _note_repeated_test_rows(test, shared_choices=shared, log=log)
         order = np.concatenate([splits["labeled"], splits["unlabeled"]])
         examples = rows.labeled(np.concatenate([splits["labeled"], splits["test"]]))
     found = Spool(Duplicate, folder=log.folder, records=duplicates)
@@ -291,6 +292,17 @@ def _drop_duplicates(
         shown = ", ".join(f"{c.id} and {c.of_id}" for c in conflicts[:5])
         log.notes.append(f"{len(conflicts)} labelled rows repeat a row that has another target: {shown}")
     return (left[~np.isin(left, _positions_of(found, rows, order))] if drop else left), found
+
+
+def _note_repeated_test_rows(test: Sequence[Example], *, shared_choices: bool, log: Log) -> None:
+    """Test rows never leave, but copies tell less than as many other rows would: a person should know of them."""
+    again = [d.id for d in find_duplicates_within(test, similarity=1, shared_choices=shared_choices, drop=False)]
+    if again:
+        shown = ", ".join(again[:5])
+        log.notes.append(
+            f"{len(again):,} of {len(test):,} test rows repeat another test row ({shown}): all count, as if they were "
+            "independent, so intervals come out a little too narrow; take the copies out, or give them one group"
+        )
 
 
 def _positions_of(duplicates: Iterable[Duplicate], rows: ReadRows, order: Positions) -> Positions:

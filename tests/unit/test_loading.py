@@ -400,6 +400,23 @@ def test_load_examples_draws_in_order_and_stratified(tmp_path: Path) -> None:
     assert (len(numbers), data.counts.not_drawn) == (10, 66)
 
 
+def test_load_examples_says_where_fewer_rows_are_there_than_asked_for(tmp_path: Path) -> None:
+    unlabeled = jsonl(*({"text": f"u{i}"} for i in range(40)))
+    data = load(tmp_path, "label", labeled=numbered(30), unlabeled=unlabeled, max_labeled=31, max_unlabeled=40)
+    assert (len(data.labeled), len(data.unlabeled)) == (30, 40)
+    assert data.notes == ("data.max_labeled asks for 31 labelled rows, but there are 30: all are used",)
+
+
+def test_load_examples_says_how_many_test_rows_repeat_another(tmp_path: Path) -> None:
+    test = jsonl(*({"text": f"row {i % 3}", "label": "k1"} for i in range(5)))
+    unlabeled = jsonl(*({"text": f"u{i}"} for i in range(40)))
+    data = load(tmp_path, "label", labeled=numbered(30), unlabeled=unlabeled, test=test)
+    assert len(data.test) == 5
+    assert data.duplicates == ()
+    (note,) = data.notes
+    assert note.startswith("2 of 5 test rows repeat another test row (")
+
+
 def test_load_examples_max_rows_limits_each_file(tmp_path: Path) -> None:
     unlabeled = jsonl(*({"text": f"u{i}"} for i in range(40)))
     data = load(tmp_path, "label", labeled=numbered(30), unlabeled=unlabeled, max_rows=9)

@@ -156,6 +156,24 @@ def test_comparison_above_the_limit_wants_yes(data, tmp_path, capsys, command, s
     assert run_app([*arguments, "--plan"]) == 0
 
 
+@pytest.mark.parametrize(("command", "swept"), [("compare", []), ("sweep", ["theta=0.3,0.5"])])
+@pytest.mark.parametrize("asked", [["--json"], ["--format", "json"]])
+def test_plan_of_a_comparison_is_printed_as_json(data, tmp_path, capsys, command, swept, asked):
+    path = tmp_path / "config.yaml"
+    path.write_text(config(data, tmp_path).model_dump_json())
+    arguments = [command, str(path), *swept, "--arms", "sft,semievol", "--seeds", "2", "-o", str(tmp_path / "c")]
+    assert run_app([*arguments, "--plan", *asked]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    n_settings = 2 if swept else 1
+    assert (plan["n_runs"], plan["n_runs_done"], plan["n_steps_done"]) == (4 * n_settings, 0, 0)
+    assert plan["n_steps"] - plan["n_steps_shared"] == sum(plan["left"].values())
+    assert plan["left"]["warmup"] == 2
+    assert set(plan["unmeasured"]) <= set(plan["left"])
+    assert 0 < plan["price"]["low"] < plan["price"]["high"]
+    assert plan["price"]["without_price"] == []
+    assert not (tmp_path / "c" / "comparison.json").exists()
+
+
 @pytest.mark.parametrize("answer", [[], ["--yes"]])
 def test_yes_is_passed_on(data, tmp_path, monkeypatch, answer):
     path, given = tmp_path / "config.yaml", []
