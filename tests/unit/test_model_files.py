@@ -188,3 +188,26 @@ def test_checking_the_demo_imports_neither_torch_nor_transformers(pocket_dir: st
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run"), pocket_dir]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", ["./nothere", "../nothere", "/no/where", "~/nothere", "a/b/c", "models/nothere/"])
+def test_model_path_that_can_only_be_a_folder_has_to_be_there(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"model.path: there is no folder .*; give the folder of a model, or a hub id"):
+        hf.resolve_model_path(path)
+
+
+def test_model_path_may_be_a_folder_below_home_or_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    assert hf.resolve_model_path("~/models/mine") == str(tmp_path / "models" / "mine")
+    for path in ("./models/mine", "models/mine", "meta-llama/Llama-3.1-8B-Instruct", "gpt2"):
+        assert hf.resolve_model_path(path) == path
+
+
+def test_model_path_is_no_file(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"model.safetensors is a file; give the folder that holds the model"):
+        hf.resolve_model_path(str(tmp_path / "model.safetensors"))

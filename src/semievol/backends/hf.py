@@ -30,12 +30,23 @@ _PROBE = (Message("user", "Name a letter."),)
 
 
 def resolve_model_path(path: str) -> str:
-    """The folder or hub id behind `model.path`; `pocket` is the embedded Pocket LM."""
-    if path != "pocket":
-        return path
-    from semievol.demo.pocket import pocket_lm_dir
+    """The folder or hub id behind `model.path`; `pocket` is the embedded Pocket LM.
 
-    return str(pocket_lm_dir())
+    Raises:
+        ConfigError: If it can only be a folder, and is none.
+    """
+    if path == "pocket":
+        from semievol.demo.pocket import pocket_lm_dir
+
+        return str(pocket_lm_dir())
+    if path.startswith("~"):
+        path = str(Path(path).expanduser())
+    if Path(path).is_file():
+        raise ConfigError(f"model.path: {path} is a file; give the folder that holds the model")
+    is_folder = path.startswith((".", "/")) or path.count("/") > 1  # a hub id is NAME or OWNER/NAME
+    if is_folder and not Path(path).is_dir():
+        raise ConfigError(f"model.path: there is no folder {path}; give the folder of a model, or a hub id")
+    return path
 
 
 def resolve_device_type(model: ModelConfig) -> str:
