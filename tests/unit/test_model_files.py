@@ -194,7 +194,7 @@ def test_checking_the_demo_imports_neither_torch_nor_transformers(pocket_dir: st
 def test_model_path_that_can_only_be_a_folder_has_to_be_there(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"model.path: there is no folder .*; give the folder of a model, or a hub id"):
+    with pytest.raises(ConfigError, match=r"model.path: there is no folder .*; give the folder of a model"):
         hf.resolve_model_path(path)
 
 
