@@ -7,6 +7,7 @@ killed it.
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import traceback
@@ -457,7 +458,8 @@ def _run_in_processes(work: _Work) -> None:
                 try:
                     while len(working) < work.jobs and (part := next_part()) is not None:
                         try:
-                            future = pool.submit(_run_part_in_process, work.folder, part, dict(failures), shown)
+                            with _interrupts_held():  # Ctrl-C is for this process, which then ends the others
+                                future = pool.submit(_run_part_in_process, work.folder, part, dict(failures), shown)
                         except BrokenProcessPool:
                             if part not in suspects:
                                 unsent.append(part)
@@ -486,6 +488,16 @@ def _run_in_processes(work: _Work) -> None:
                 process.terminate()
             raise
         pool.shutdown()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that start within get no Ctrl-C, which a terminal sends to all; this one gets it at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 KILLED = "its process was killed, while no other one worked (out of memory?)"

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -55,6 +56,23 @@ def start(config: Path, folder: Path, *, jobs: int = 1) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+
+
+def signals_blocked(pid: int) -> set[int]:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    mask = int(next(line.split()[1] for line in lines if line.startswith("SigBlk:")), 16)
+    return {n + 1 for n in range(64) if mask >> n & 1}
+
+
+def wait_for_end_of_group(group: int) -> None:
+    end = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("a process of the comparison is still there")
 
 
 def finish(config: Path, folder: Path) -> None:
@@ -158,14 +176,33 @@ def test_processes_of_several_jobs_end_with_the_one_that_started_them(config_fil
     process.send_signal(sent)  # to the parent alone
     process.wait(timeout=DEADLINE_SECONDS)
     process.stderr.close()
-    while time.monotonic() < end:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("a process of the comparison is still there")
+    wait_for_end_of_group(process.pid)
+    assert "pending" in {r.status for r in read_comparison(folder).runs}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_ctrl_c_in_a_terminal_ends_all_processes_without_a_traceback(config_file, tmp_path):
+    folder = tmp_path / "c"
+    options = ["--arms", ARMS, "--seeds", "2", "--jobs", "2", "-o", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "semievol", "compare", str(config_file), *options],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not list(folder.glob("split-0/seed-*/*/manifest.json")) and time.monotonic() < end:
+        time.sleep(0.005)
+    workers = [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+    assert workers
+    assert all(signal.SIGINT in signals_blocked(worker.pid) for worker in workers)
+    os.killpg(process.pid, signal.SIGINT)  # to the parent and its processes, as a terminal does
+    _, stderr = process.communicate(timeout=DEADLINE_SECONDS)
+    said = stderr.decode()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "semievol compare" in said.splitlines()[-1]
+    wait_for_end_of_group(process.pid)
     assert "pending" in {r.status for r in read_comparison(folder).runs}
 
 
