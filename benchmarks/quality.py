@@ -37,6 +37,7 @@ from semievol.sweeping import plan_points, point_settings, split_arguments
 OUTPUT_DIR = Path("runs/quality")
 
 POCKET: dict[str, Any] = {
+    "model": {"path": "pocket", "dtype": "bfloat16"},  # answers 1.4 times as fast as in float32, where a CPU has it
     "embedder": {"type": "sentence_transformers"},
     "retrieve": {"k": 2},
     "propagate": {
@@ -55,6 +56,7 @@ POCKET: dict[str, Any] = {
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
         "max_length": 512,
+        "save_steps": 1000,  # a training takes less than a minute
     },
     "warmup": {"max_steps": 120},  # steps, not epochs: 20 labelled rows need as many as 200
     "evolve": {"max_steps": 150},  # for every arm that goes on training; two epochs over L and the kept half of U
@@ -63,7 +65,9 @@ POCKET: dict[str, Any] = {
 }
 """Settings for the embedded Pocket LM, one set for all cells, chosen on the synthetic demo."""
 
-LARGE: dict[str, Any] = {"trainer": {"type": "trl", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}}
+LARGE: dict[str, Any] = {
+    "trainer": {"type": "trl", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+}
 """For `--model`: the paper's settings (LoRA, learning rate 1e-4, 2 epochs, 8 rows a step)."""
 
 
@@ -102,7 +106,7 @@ def main() -> None:
     else:
         swept = {}
     overrides = [*fixed, *arguments.overrides]
-    settings = {**(POCKET if arguments.model == "pocket" else LARGE), "model": {"path": arguments.model}}
+    settings = POCKET if arguments.model == "pocket" else {**LARGE, "model": {"path": arguments.model}}
     for name in arguments.cells:
         cell, folder, draws = CELLS[name], output_dir / "-".join([name, *axes]), range(arguments.draws)
         if cell.data is None:
