@@ -472,16 +472,17 @@ def report(
 
 
 def _show_comparison(folder: Path, *, table_format: str, json_output: bool) -> None:
-    from semievol.compare_command import describe_failures, show_comparison
+    from semievol.compare_command import describe_failures, describe_lost, show_comparison
 
     shown = show_comparison(folder, table_format="json" if json_output else table_format)
     if isinstance(shown, str):
         typer.echo(shown)
     else:
         _print(shown)
-    failures = describe_failures(folder)
+    failures = [text for text in (describe_failures(folder), describe_lost(folder)) if text]
+    for text in failures:
+        _say_error(text)
     if failures:
-        _say_error(failures)
         raise typer.Exit(1)
 
 

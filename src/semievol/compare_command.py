@@ -195,6 +195,15 @@ def status_of_comparison(folder: Path) -> dict[str, Any]:
     return {"comparison": str(folder), **counts, "errors": {run.folder: run.error for run in record.failed}}
 
 
+def describe_lost(folder: Path) -> str:
+    """A line for the answers that a drawn report found lost or damaged; empty where there are none."""
+    from semievol.compare_report import list_failures
+
+    known = {run.error for run in read_comparison(folder).failed}
+    found = list_failures(RunDir(folder).read_json("results"))
+    return "\n".join(f"{f['label']}, {f['runs']}: {f['error']}" for f in found if f["error"] not in known)
+
+
 def describe_failures(folder: Path) -> str:
     """A line for each failed run; empty where none failed."""
     failed = read_comparison(folder).failed

@@ -239,6 +239,23 @@ def test_report_draws_a_comparison_again_from_its_rows(capsys, config_file, tmp_
     assert (folder / "results.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+def test_report_says_which_answers_are_lost(capsys, config_file, tmp_path, harm):
+    folder = tmp_path / "c"
+    arguments = ["compare", config_file, "--arms", "zero_shot,sft", "--seeds", "2", "-o", folder]
+    assert run_cli(capsys, *arguments)[0] == 0
+    answers = folder / "split-0/seed-1/sft/measure/predictions.jsonl"
+    if harm == "gone":
+        answers.unlink()
+    else:
+        answers.write_text('{"example_id": ')
+    code, out, err = run_cli(capsys, "report", folder)
+    assert code == 1
+    assert f"SFT, seed 1: split-0/seed-1/sft/measure/predictions.jsonl is {harm}" in " ".join(err.split())
+    assert "Zero-shot" in out
+    assert run_cli(capsys, "compare", config_file, *arguments[2:])[0] == (0 if harm == "gone" else 1)
+
+
 def test_sweep_from_the_command_line(capsys, config_file, tmp_path):
     folder = tmp_path / "s"
     arguments = ["sweep", config_file, "theta=0.3,1.0", "evaluate.n_bootstrap=300", "--arms", "sft,semievol"]
