@@ -203,6 +203,11 @@ class ModelConfig(Section):
     device: str = "auto"
     """auto: cuda where there is one, else cpu; or a torch device such as cuda:1."""
 
+    @field_validator("path")
+    @classmethod
+    def _expand_path(cls, value: str) -> str:
+        return _expand_home(value)
+
 
 class TransformersGeneratorConfig(Section):
     """Local generation with transformers."""
@@ -1085,12 +1090,17 @@ class RunConfig(Section):
     def _check_output_dir(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("output_dir is empty")
-        if not value.startswith("~"):
-            return value
-        try:
-            return str(Path(value).expanduser())
-        except RuntimeError:
-            raise ValueError("there is no such home folder; put ./ before a name that begins with ~") from None
+        return _expand_home(value)
+
+
+def _expand_home(value: str) -> str:
+    """`~/models` as the path that it stands for; others as they are."""
+    if not value.startswith("~"):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError:
+        raise ValueError("there is no such home folder; put ./ before a name that begins with ~") from None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -68,7 +68,7 @@ def _base_front_matter(run: FinishedRun) -> dict[str, Any]:
 def _front_matter(run: FinishedRun, results: dict[str, Any], *, which: str, kind: str) -> str:
     base = _base_front_matter(run)
     path = run.config.model.path
-    is_folder = path == "pocket" or Path(path).expanduser().is_dir()
+    is_folder = path == "pocket" or Path(path).is_dir()
     values: dict[str, Any] = {
         "base_model": base.get("base_model") if is_folder else path,
         "base_model_relation": None if is_folder else "adapter" if kind == "adapter" else "finetune",
@@ -204,7 +204,7 @@ def _loading(run: FinishedRun, *, kind: str) -> str:
             "",
             'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
             f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")'
-            + ("  # a folder: give its path" if Path(path).expanduser().is_dir() else ""),
+            + ("  # a folder: give its path" if Path(path).is_dir() else ""),
             'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
         ]
     else:

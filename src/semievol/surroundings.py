@@ -122,7 +122,7 @@ def opens_model(config: RunConfig) -> bool:
 def check_hub(config: RunConfig) -> list[str]:
     """A fault if the model must come from the hub and the hub cannot be reached: opening it would retry a minute."""
     path = config.model.path
-    local = path == "pocket" or Path(path).expanduser().exists()
+    local = path == "pocket" or Path(path).exists()
     if local or not opens_model(config):
         return []
     from huggingface_hub import constants, try_to_load_from_cache

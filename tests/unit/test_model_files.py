@@ -16,6 +16,7 @@ from semievol.backends.model_files import open_file_tokenizer, read_shapes
 from semievol.backends.tokens import TransformersTokens
 from semievol.config import ModelConfig, TransformersGeneratorConfig, parse_config
 from semievol.errors import ConfigError
+from semievol.identities import weights_identity
 from semievol.model_sizes import _build_shapes, model_size
 from semievol.surroundings import check_model
 from semievol.types import Message, ModelRef
@@ -190,19 +191,25 @@ def test_checking_the_demo_imports_neither_torch_nor_transformers(pocket_dir: st
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", ["./nothere", "../nothere", "/no/where", "~/nothere", "a/b/c", "models/nothere/"])
+@pytest.mark.parametrize("path", ["./nothere", "../nothere", "/no/where", "a/b/c", "models/nothere/"])
 def test_model_path_that_can_only_be_a_folder_has_to_be_there(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ConfigError, match=r"model.path: there is no folder .*; give the folder of a model"):
         hf.resolve_model_path(path)
 
 
-def test_model_path_may_be_a_folder_below_home_or_a_hub_id(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_model_path_below_home_counts_by_content_like_any_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"weights")
+    model = ModelConfig(path="~/mine")
+    assert model.path == str(tmp_path / "mine")
+    assert weights_identity(model.path) is not None
+
+
+def test_model_path_may_be_a_folder_or_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)
-    assert hf.resolve_model_path("~/models/mine") == str(tmp_path / "models" / "mine")
     for path in ("./models/mine", "models/mine", "meta-llama/Llama-3.1-8B-Instruct", "gpt2"):
         assert hf.resolve_model_path(path) == path
 

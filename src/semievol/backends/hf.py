@@ -39,8 +39,6 @@ def resolve_model_path(path: str) -> str:
         from semievol.demo.pocket import pocket_lm_dir
 
         return str(pocket_lm_dir())
-    if path.startswith("~"):
-        path = str(Path(path).expanduser())
     if Path(path).is_file():
         raise ConfigError(f"model.path: {path} is a file; give the folder that holds the model")
     is_folder = path.startswith((".", "/")) or path.count("/") > 1  # a hub id is NAME or OWNER/NAME
