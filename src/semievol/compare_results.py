@@ -218,10 +218,9 @@ def compare_cells(data: ComparisonData, cell: Cell, reference: Cell) -> PairedRe
         least = metrics.minimum_detectable_difference(found.n_units, 0.0)
         return replace(base, ci_low=low, ci_high=high, method="no_difference", detectable=least)
     if (matrix == matrix[0]).all():  # one run, or several of arms without chance: copies add nothing
-        tested = _single_run(base, ours[0].scores, theirs[0].scores, groups, n_draws=n_bootstrap(data))
-    else:
-        binary = _is_binary(np.concatenate([run.scores for run in (*ours, *theirs)]))
-        tested = _several_runs(base, found, matrix, run_units(ours), groups, binary=binary, n_draws=n_bootstrap(data))
+        return _single_run(base, ours[0].scores, theirs[0].scores, groups, n_draws=n_bootstrap(data))
+    binary = _is_binary(np.concatenate([run.scores for run in (*ours, *theirs)]))
+    tested = _several_runs(base, found, matrix, run_units(ours), groups, binary=binary, n_draws=n_bootstrap(data))
     if np.ptp(values) < 1e-12:  # every row differs by the same
         low, high = metrics.constant_interval(found.mean, found.n_equal_units)
         return replace(tested, ci_low=low, ci_high=high)

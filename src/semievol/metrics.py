@@ -469,10 +469,10 @@ def _percentiles(draws: Floats, confidence: float, *, n_units: float | None = No
 
 
 def _count_equal_units(groups: Groups | None, n: int) -> float:
-    """Kish's number of groups: as many of equal size would tell as much. `n` without groups."""
+    """Kish's number of groups, of which as many of equal size would tell as much; of several, two at least."""
     positions, n_units = _group_positions(groups, n)
     sizes = np.bincount(positions, minlength=n_units)
-    return n**2 / float((sizes**2).sum())
+    return min(float(n_units), max(2.0, n**2 / float((sizes**2).sum())))
 
 
 def _group_positions(groups: Groups | None, n: int) -> tuple[NDArray[np.int64], int]:

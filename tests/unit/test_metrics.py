@@ -242,17 +242,6 @@ def test_grouped_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert abs(hits / n_trials - 0.95) < 2 * np.sqrt(0.95 * 0.05 / n_trials)
 
 
-def test_grouped_interval_of_sixty_groups_is_near_nominal() -> None:
-    generator = np.random.default_rng(11)
-    n_trials, n_groups, hits = 1000, 60, 0
-    groups = [i // 5 for i in range(5 * n_groups)]
-    for trial in range(n_trials):
-        share = np.repeat(generator.normal(0.02, 0.1, n_groups), 5) + generator.normal(0, 0.1, 5 * n_groups)
-        result = mean_interval(share, groups, n_bootstrap=400, seed=trial)
-        hits += result.ci_low <= 0.02 <= result.ci_high
-    assert abs(hits / n_trials - 0.95) < 3 * np.sqrt(0.95 * 0.05 / n_trials)
-
-
 def test_hierarchical_difference_holds_seed_noise() -> None:
     generator = np.random.default_rng(0)
     rows = generator.random(300)
