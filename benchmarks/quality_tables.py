@@ -4,7 +4,7 @@ python benchmarks/quality_tables.py [FOLDER] [--cells NAME ...]          # defau
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +52,10 @@ def tables(cells: Mapping[str, Results]) -> str:
             cells,
             [
                 ["Most frequent answer", *(_majority(results) for results in cells.values())],
-                *(_arm_row(arm, label, cells, _accuracy) for arm, label in _arms(cells)),
+                *(_arm_row(arm, label, cells, _accuracy) for arm, label in (*_arms(cells), *_controls(cells))),
             ],
         ),
-        "Difference to the reference in points, with 95% intervals",
+        "Difference to the reference, or to its own control where an arm has one, in points, with 95% intervals",
         _table(cells, [_arm_row(arm, label, cells, _difference) for arm, label in _arms(cells)]),
         "Over the cells with several draws, in points: the mean of the cells' mean differences, with 95% t intervals "
         "over the draws inside of them (they cover the drawn rows and the training, not that of test rows or cells)",
@@ -81,12 +81,20 @@ def _arms(cells: Mapping[str, Results]) -> list[tuple[str, str]]:
     return sorted(found.items(), key=lambda item: places.index(item[0]))
 
 
+def _controls(cells: Mapping[str, Results]) -> list[tuple[str, str]]:
+    return list({entry["arm"]: entry["label"] for results in cells.values() for entry in results["controls"]}.items())
+
+
+def _find(arm: str, results: Results) -> Mapping[str, Any] | None:
+    return next((entry for entry in (*results["arms"], *results["controls"]) if entry["arm"] == arm), None)
+
+
 def _arm_row(arm: str, label: str, cells: Mapping[str, Results], value: Any) -> list[str]:
     return [label, *(value(arm, results) for results in cells.values())]
 
 
 def _accuracy(arm: str, results: Results) -> str:
-    entry = next((e for e in results["arms"] if e["arm"] == arm), None)
+    entry = _find(arm, results)
     if entry is None:
         return ""
     if entry["value"] is None:
@@ -120,7 +128,7 @@ def _interval(found: Mapping[str, Any]) -> str:
 def _pooled_table(cells: Mapping[str, Results]) -> str:
     lines = [["", "minus the reference", "minus the method", "cells", "draws"]]
     for arm, label in _arms(cells):
-        found = [_pooled(cells, arm, key) for key in ("reference", "main")]
+        found = [_pooled(cells, arm, _reference_of), _pooled(cells, arm, lambda _, results: results["main"])]
         if any(found):
             n_cells, n_draws = next((x.n_cells, x.n_draws) for x in found if x)
             lines.append([label, *(_interval(x._asdict()) if x else "" for x in found), str(n_cells), str(n_draws)])
@@ -137,13 +145,14 @@ class Pooled(NamedTuple):
     n_draws: int
 
 
-def _pooled(cells: Mapping[str, Results], arm: str, other: str) -> Pooled | None:
-    """The mean of the cells' mean differences to the arm under the key `other`; None where no cell has several draws.
+def _pooled(cells: Mapping[str, Results], arm: str, other_of: Callable[[str, Results], str]) -> Pooled | None:
+    """The mean of the cells' mean differences to another arm of each; None where no cell has several draws.
 
     Cells are fixed, draws are a sample in each: the variance of a cell's mean is that of its draws over their number,
     and the degrees of freedom are those of all cells together.
     """
-    by_cell = [_paired(results, arm, results[other]) for results in cells.values() if arm != results[other]]
+    others = [(results, other_of(arm, results)) for results in cells.values()]
+    by_cell = [_paired(results, arm, other) for results, other in others if other != arm]
     used = [differences for differences in by_cell if len(differences) > 1]
     if not used:
         return None
@@ -153,16 +162,19 @@ def _pooled(cells: Mapping[str, Results], arm: str, other: str) -> Pooled | None
     return Pooled(mean, mean - half, mean + half, len(used), sum(map(len, used)))
 
 
+def _reference_of(arm: str, results: Results) -> str:
+    """The reference of the comparison, or the control that is the arm's own."""
+    found = next((d for d in results["differences"] if d["arm"] == arm), None)
+    return str(results["reference"] if found is None else found["reference"])
+
+
 def _paired(results: Results, arm: str, other: str) -> list[float]:
     """Differences of the runs that both have."""
-    runs = {
-        entry["arm"]: {(run["split"], run["seed"]): run["value"] for run in entry["by_run"]}
-        for entry in results["arms"]
-        if entry["arm"] in (arm, other)
-    }
-    if len(runs) < 2:
-        return []
-    return [value - runs[other][key] for key, value in runs[arm].items() if key in runs[other]]
+    first, second = (
+        {(run["split"], run["seed"]): run["value"] for run in (_find(name, results) or {"by_run": ()})["by_run"]}
+        for name in (arm, other)
+    )
+    return [value - second[key] for key, value in first.items() if key in second]
 
 
 def _precision(results: Results) -> str:

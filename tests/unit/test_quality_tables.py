@@ -46,6 +46,7 @@ def results(value, difference, *, status="done"):
         "reference": "sft_matched",
         "main": "semievol",
         "arms": arms,
+        "controls": [],
         "differences": [found],
         "parts": [part],
     }
@@ -71,6 +72,19 @@ def test_differences_over_all_cells_take_draws_as_a_sample_inside_each():
     expected = f"+2.0 [{2 - half:+.1f}, {2 + half:+.1f}]"
     assert f"| SemiEvol | {expected} |  | 2 | 4 |" in tables(cells)
     assert f"| SFT, matched steps |  | -2.0 [{-2 - half:+.1f}, {-2 + half:+.1f}] | 2 | 4 |" in tables(cells)
+
+
+def test_an_arm_with_a_control_of_its_own_is_compared_with_that():
+    cells = {name: results(0.525, 0.025) for name in ("a-20", "b-50")}
+    own = "sft_matched@semievol"
+    for cell in cells.values():
+        control = cell["arms"][0] | {"arm": own, "label": "SFT for as many steps as SemiEvol", "value": 0.35}
+        cell["controls"] = [control | {"by_run": runs(0.3, 0.4), "unfinished": []}]
+        cell["differences"][0]["reference"] = own
+    text = tables(cells)
+    assert "| SFT for as many steps as SemiEvol | 35.0* | 35.0* |" in text
+    assert "| SemiEvol | +10.0 [+10.0, +10.0] |  | 2 | 4 |" in text
+    assert "| SFT, matched steps |  | +0.0 [+0.0, +0.0] | 2 | 4 |" in text
 
 
 def test_cells_are_the_comparisons_of_a_folder_but_its_sweeps(tmp_path):
