@@ -103,9 +103,9 @@ def has_same_labels(data: ComparisonData) -> bool:
 
 
 def total_cost(data: ComparisonData) -> dict[str, float]:
-    """What the whole comparison took: every step once, measuring and failed runs too, no answer twice."""
+    """What the whole comparison took: every step once, measuring, controls and failed runs too, no answer twice."""
     total = dict.fromkeys(COST_SUMS, 0.0)
-    for run in (run for cell in data.cells for run in cell.runs):
+    for run in (run for cell in data.all_cells for run in cell.runs):
         for entry in run.steps.values():
             if not entry.get("shared_from"):
                 for key in COST_SUMS:

@@ -304,6 +304,17 @@ def test_total_cost_counts_each_step_once(folder, results):
     assert results["total_cost"]["seconds"] == pytest.approx(sum(own))
 
 
+def test_total_cost_counts_controls(tmp_path):
+    accuracies = {"sft_matched": 0.5, "semievol-as": 0.7}
+    without = load_comparison(write_folder(tmp_path / "a", accuracies))
+    control = {"sft_matched@semievol-as": 0.6}
+    data = load_comparison(write_folder(tmp_path / "b", accuracies | control))
+    steps = [step for cell in data.controls for run in cell.runs for step in run.steps.values()]
+    own = sum(step["cost"]["seconds"] for step in steps if "shared_from" not in step)
+    assert own > 0
+    assert total_cost(data)["seconds"] == pytest.approx(total_cost(without)["seconds"] + own)
+
+
 def test_tables_of_an_earlier_report_do_not_stay(tmp_path):
     write_folder(tmp_path, {"sft": 0.5, "semievol": 0.7}, seeds=(0,))
     (tmp_path / "tables").mkdir()
