@@ -45,6 +45,10 @@ METHOD = ("data", "warmup", *LABELING, "evolve")
 
 METHOD_ARM = "semievol"
 """The arm that the verdict of a comparison is about, where it ran."""
+N_SAMPLES = 4
+"""Answers of self-consistency where `measure.n_samples` asks for one."""
+DEMONSTRATIONS = 3
+"""Of arms that are nothing without, where `retrieve.k` is 0."""
 MATCHED = "sft_matched"
 CONTROL_OF = "@"
 """Stands between MATCHED and the name of the arm in the name of its control."""
@@ -227,12 +231,23 @@ def _set(**values: Any) -> Callable[[RunConfig], Overrides]:
 
 def _few_shot(config: RunConfig, *, embedder: str) -> Overrides:
     """The base sees the k nearest labelled rows. Dense: the config's own embedder, MiniLM where that is BM25."""
-    values: Overrides = {"measure.model": "base", "measure.k": config.retrieve.k or 3}
+    values: Overrides = {"measure.model": "base", "measure.k": config.retrieve.k or DEMONSTRATIONS}
     if embedder == "bm25":
         return values | {"embedder": {"type": "bm25"}, "retrieve.index": "exact"}
     if config.embedder.type == "bm25":
         return values | {"embedder": {"type": "sentence_transformers"}}
     return values
+
+
+def _self_consistency(config: RunConfig) -> Overrides:
+    n_samples = config.measure.n_samples
+    return {"measure.model": "warm", "measure.n_samples": n_samples if n_samples > 1 else N_SAMPLES}
+
+
+def _distillation(config: RunConfig) -> Overrides:
+    """The teacher sees demonstrations whatever the method does."""
+    values: Overrides = {"measure.model": "distilled", "distill.teacher": "base", "rounds": 1}
+    return values if config.retrieve.k else values | {"retrieve.k": DEMONSTRATIONS}
 
 
 def _best_answer_of(model: str, config: RunConfig) -> Overrides:
@@ -344,9 +359,9 @@ _ARMS = (
     ),
     Arm(
         "self_consistency",
-        "SFT model, majority of 4 sampled answers (arXiv:2203.11171)",
+        "SFT model, majority of measure.n_samples sampled answers, 4 where that is 1 (arXiv:2203.11171)",
         ("data", "warmup"),
-        _set(measure__model="warm", measure__n_samples=4),
+        _self_consistency,
     ),
     Arm("sft", "fine-tuned on the labelled rows", ("data", "warmup"), _set(measure__model="warm")),
     Arm(
@@ -378,7 +393,7 @@ _ARMS = (
         "icl_distill",
         "base model that learns what it answers with demonstrations (arXiv:2209.15189)",
         ("data", "retrieve", "distill"),
-        _set(measure__model="distilled", distill__teacher="base", rounds=1),
+        _distillation,
         needs_scores=True,
     ),
     Arm(

@@ -7,7 +7,7 @@ the ones that take sealed targets.
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -53,12 +53,15 @@ def score_vector(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
     return np.array(scores, dtype=np.float64)
 
 
-def group_vector(predictions: Sequence[Prediction]) -> list[str] | None:
+def group_vector(predictions: Sequence[Prediction], keys: Sequence[Hashable] | None = None) -> list[Hashable] | None:
     """Groups as units of intervals, where there are at least `FEWEST_GROUPS` and rows share them; else None.
 
-    Few groups are taken for categories, inside of which rows are independent; many for documents.
+    Few groups are taken for categories, inside of which rows are independent; many for documents. A row without a group
+    is one of its own, by its key (None: its id).
     """
-    groups = [p.group or p.example_id for p in predictions]
+    groups: list[Hashable] = [
+        p.group or key for p, key in zip(predictions, keys or [p.example_id for p in predictions], strict=True)
+    ]
     n_groups = len(set(groups))
     return groups if FEWEST_GROUPS <= n_groups < len(groups) else None
 

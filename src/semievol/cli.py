@@ -53,7 +53,9 @@ Seeds = Annotated[str, typer.Option(help="How many seeds of training and samplin
 Splits = Annotated[str, typer.Option(help="How many cuts of the rows, or a list; a demo makes new rows for each.")]
 Reference = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Arm to compare with [default: sft_matched, else sft, else the first]."),
+    typer.Option(
+        help="Arm to compare with [default: the one an earlier call named, else sft_matched, sft or the first]."
+    ),
 ]
 UseGold = Annotated[
     bool,
@@ -246,7 +248,7 @@ def status(
     run_path: RunFolder,
     json_output: Json = False,
 ) -> None:
-    """Show which stages of a run, or which runs of a comparison, are done, and what they found.
+    """Show which stages of a run are done and what they found; of a comparison how many runs are, and why some failed.
 
     Example: `semievol status runs/demo-tickets-seed-0`
     """

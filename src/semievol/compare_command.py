@@ -10,12 +10,14 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from semievol.arms import ARMS as ALL_ARMS
 from semievol.artifacts import RunDir
 from semievol.comparing import compare
 from semievol.comparison import read_comparison
 from semievol.config import RunConfig, load_config
 from semievol.demo.running import prepare_demo
 from semievol.errors import ConfigError
+from semievol.report_text import plural
 from semievol.stage import Reporter
 from semievol.sweeping import ALIASES, ARMS, plan_points, point_settings, split_arguments
 
@@ -64,7 +66,8 @@ def run_sweep(
         raise ConfigError(f"nothing to sweep{single}: give at least one key=v1,v2,..., for example n=1,2,3,4,5")
     points = plan_points(axes, cartesian=cartesian)
     names = list(ARMS) if arms is None else parse_names(arms)
-    few_shot = [name for name in names if name.startswith("few_shot")]
+    every = list(ALL_ARMS) if "all" in names else names
+    few_shot = [name for name in every if name.startswith("few_shot") or name == "icl_distill"]
     without = next((key for key in ("k", "retrieve.k") if 0 in axes.get(key, ())), None)
     if few_shot and without is not None:
         raise ConfigError(
@@ -153,7 +156,7 @@ def parse_numbers(text: str, *, option: str) -> list[int]:
     Raises:
         ConfigError: If it is neither, or a number comes twice.
     """
-    if not re.fullmatch(r"\d+|(\d+,)+\d*", text.replace(" ", "")) or re.fullmatch(r"\s*0+\s*", text):
+    if not re.fullmatch(r"\s*(\d+|(\d+\s*,\s*)+\d*)\s*", text) or re.fullmatch(r"\s*0+\s*", text):
         raise ConfigError(f"{option} {text}: expected how many (5 is 0 to 4), or the numbers themselves, such as 3,4,7")
     if "," not in text:
         return list(range(int(text)))
@@ -207,5 +210,7 @@ def describe_lost(folder: Path) -> str:
 def describe_failures(folder: Path) -> str:
     """A line for each failed run; empty where none failed."""
     failed = read_comparison(folder).failed
-    lines = [f"{run.folder}: {run.error}" for run in failed]
-    return "\n".join([f"{len(failed)} runs failed; the same command tries them again", *lines]) if failed else ""
+    if not failed:
+        return ""
+    first = f"{plural(len(failed), 'run')} failed; the command that asks for their arms tries again"
+    return "\n".join([first, *(f"{run.folder}: {run.error}" for run in failed)])

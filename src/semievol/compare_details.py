@@ -13,7 +13,7 @@ from semievol import metrics
 from semievol.artifacts import RunDir, file_hash
 from semievol.audit import group_lines, measure_calibration
 from semievol.compare_load import COST_SUMS, ArmRun, Cell, ComparisonData, run_cost, setting_text, value_text
-from semievol.compare_results import run_units, stack_scores
+from semievol.compare_results import distinct_rows, run_units, stack_scores
 from semievol.compare_stats import crossed_mean, share_interval, spread, value_effect
 from semievol.types import PseudoLabel
 
@@ -113,6 +113,17 @@ def total_cost(data: ComparisonData) -> dict[str, float]:
     return total
 
 
+def oracle_labels(cell: Cell) -> dict[str, float] | None:
+    """How many labels the oracle kept, and how many the method does (wanted): means over runs; None of other arms."""
+    stats = [run.steps[name]["stats"] for run in cell.done for name in run.steps if name.endswith("/oracle_select")]
+    if not stats:
+        return None
+    return {name: float(np.mean([found[key] for found in stats])) for name, key in _ORACLE_COUNTS.items()}
+
+
+_ORACLE_COUNTS = {"kept": "n_kept", "wanted": "n_wanted"}
+
+
 def calibrate(cell: Cell) -> Calibration | None:
     """Calibration of a cell; None where no answer that could be read has a confidence."""
     found = [c for run in cell.done if (c := measure_calibration(run.arm, run.predictions)) is not None]
@@ -129,21 +140,26 @@ def calibrate(cell: Cell) -> Calibration | None:
     )
 
 
-def measure_groups(cell: Cell) -> list[dict[str, Any]]:
-    """Mean score by group of the test rows with intervals, by the lines of `audit.group_lines`.
+def group_lines_of(data: ComparisonData) -> dict[str, str]:
+    """The line of each group, by `audit.group_lines` over all rows that any run answered: the same of all arms."""
+    rows = distinct_rows([run for cell in data.cells for run in cell.done])
+    return group_lines(row.group for row in rows.values() if row.group is not None)
+
+
+def measure_groups(cell: Cell, line_of: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Mean score by group of the test rows with intervals, by the lines of `group_lines_of`.
 
     A single row of graded scores shows nothing of other rows, so it has the interval [0, 1].
     """
     runs = cell.done
     if not runs:
         return []
-    names = {p.example_id: p.group for run in runs for p in run.predictions if p.group is not None}
-    line_of = group_lines(names.values())
+    names = [row.group for row in distinct_rows(runs).values()]
     matrix, _ = stack_scores(runs, [run.scores for run in runs])
-    ids = list(dict.fromkeys(row_id for run in runs for row_id in run.row_ids))
     lines = []
-    for group in dict.fromkeys(line_of.values()):
-        part = matrix[:, [row_id in names and line_of[names[row_id]] == group for row_id in ids]]
+    answered = {line_of.get(name) for name in names if name is not None}
+    for group in (line for line in dict.fromkeys(line_of.values()) if line in answered):
+        part = matrix[:, [name is not None and line_of[name] == group for name in names]]
         used = np.asarray(np.isfinite(part).any(axis=1))
         units = run_units([run for run, use in zip(runs, used.tolist(), strict=True) if use])
         found = crossed_mean(part[used], units=units)

@@ -151,7 +151,9 @@ def draw_costs(name: str, points: Sequence[CostPoint], *, y_label: str) -> str:
     return svg(name, f"{y_label} against the time of a run")
 
 
-def draw_risk_coverage(name: str, curves: Mapping[str, Sequence[tuple[float, float]]], *, error: float) -> str:
+def draw_risk_coverage(
+    name: str, curves: Mapping[str, Sequence[tuple[float, float]]], *, error: float, y_label: str
+) -> str:
     """Share of wrong labels among the surest, one line a signal, and the share among all."""
     with canvas(3.1) as (figure, svg):
         axis = figure.subplots()
@@ -159,7 +161,7 @@ def draw_risk_coverage(name: str, curves: Mapping[str, Sequence[tuple[float, flo
         for (signal, curve), (colour, dash) in zip(curves.items(), LINES, strict=False):
             coverage, risk = 100 * np.array(curve).T
             axis.plot(coverage, risk, color=colour, linestyle=dash, linewidth=1.6, label=SIGNAL_TITLES[signal])
-        axis.set(xlim=(0, 101), xlabel="surest share of the pseudo-labels (%)", ylabel="wrong (%)")
+        axis.set(xlim=(0, 101), xlabel="surest share of the pseudo-labels (%)", ylabel=y_label)
         axis.set_ylim(bottom=0)
         axis.grid(axis="y")
         axis.set_axisbelow(True)
@@ -244,8 +246,8 @@ def draw_histograms(name: str, rows: Sequence[Histogram], *, x_label: str) -> st
     return svg(name, f"Histograms of {x_label}, one for each arm")
 
 
-def draw_reliability(name: str, rows: Sequence[tuple[str, Sequence[Mapping[str, float]], str]]) -> str:
-    """Accuracy against confidence in bins of equal mass, one square for each (label, bins, kind)."""
+def draw_reliability(name: str, rows: Sequence[tuple[str, Sequence[Mapping[str, float]], str]], *, y_label: str) -> str:
+    """The metric against confidence in bins of equal mass, one square for each (label, bins, kind)."""
     small = len(rows) > FEW_PANELS
     columns, line_height = (4, 1.4) if small else (3, 1.62)
     n_lines = -(-len(rows) // columns)
@@ -264,7 +266,7 @@ def draw_reliability(name: str, rows: Sequence[tuple[str, Sequence[Mapping[str, 
                 _caption(axis, _short_name(label, 16))
         _hide_empty_panels(axes, len(rows))
         figure.supxlabel("confidence (%)", fontsize=10.5, color=MUTED, y=0.03 / height)
-        figure.supylabel("right (%)", fontsize=10.5, color=MUTED, x=0.005)
+        figure.supylabel(y_label, fontsize=10.5, color=MUTED, x=0.005)
         _adjust(figure, left=0.13, right=0.97, bottom=0.46, top=0.38 if small else 0.24)
         figure.subplots_adjust(hspace=0.5 if small else 0.32, wspace=0.18)
     return svg(name, "Reliability diagrams, one for each arm")

@@ -13,7 +13,7 @@ from semievol.artifacts import DROPPED, RunDir
 from semievol.comparison import ComparisonRecord, RunRecord, format_setting
 from semievol.config import RunConfig
 from semievol.errors import ConfigError
-from semievol.pipeline import Step, fingerprint_steps
+from semievol.pipeline import Step, fingerprint_steps, steps_to_run
 from semievol.report_text import plural
 from semievol.sft import TRAINED_IN
 from semievol.stage import ROUND_STAGES, Backends
@@ -95,8 +95,10 @@ class WorkPlan:
         return f"time left: {'; '.join(x for x in (known, unknown) if x)}"
 
 
-def split_configs(config: RunConfig | Mapping[int, RunConfig], splits: Sequence[int]) -> dict[int, RunConfig]:
-    """The config of each split.
+def split_configs(
+    config: RunConfig | Mapping[int, RunConfig], splits: Sequence[int], *, swept: Sequence[str] = ()
+) -> dict[int, RunConfig]:
+    """The config of each split. Rows may also be drawn by a key that is swept.
 
     Raises:
         ConfigError: If several splits of the same rows would be the same.
@@ -105,6 +107,7 @@ def split_configs(config: RunConfig | Mapping[int, RunConfig], splits: Sequence[
         return {s: _with_data_seed(config[s], s) for s in splits}
     data = config.data
     drawn = any((data.max_rows, data.max_labeled, data.max_unlabeled, data.max_test))
+    drawn = drawn or any(key == "unlabeled_ratio" or key.startswith("data.max_") for key in swept)
     if len(splits) > 1 and data.path is None and not drawn:
         raise ConfigError(
             f"--splits: {len(splits)} splits of separate files would all be the same; give one file (data.path), or "
@@ -192,10 +195,11 @@ def plan_work(
     left: list[tuple[RunConfig, str]] = []
     known = {split: finished_steps(folder, split) for split in {run.record.split for run in runs}}
     for run in runs:
-        manifest = RunDir(folder / run.record.folder).manifest()
+        run_dir = RunDir(folder / run.record.folder)
+        to_run = steps_to_run(run.config, run_dir, run.steps, prints[run.record.key])
         for step in run.steps:
             found = (step.name, prints[run.record.key][step.name])
-            if manifest.get(step.name, {}).get("fingerprint") == found[1]:
+            if step.name not in to_run:
                 n_done += 1
             elif found in known[run.record.split]:
                 n_shared += 1

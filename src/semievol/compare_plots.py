@@ -7,14 +7,12 @@ from semievol import compare_figures
 from semievol.compare_details import scored_values
 from semievol.compare_figures import Bar, CostPoint, Histogram, SweepLine
 from semievol.compare_load import ComparisonData, setting_text, value_text
-from semievol.compare_text import KEY_TITLES, NOMINAL_KEYS, arm_label
-from semievol.report_text import METRIC_NAMES
+from semievol.compare_text import KEY_TITLES, NOMINAL_KEYS, against, arm_label
+from semievol.report_text import GRADED_METRICS, METRIC_NAMES
 
 Figures = dict[str, str]
 """Inline SVG by name, in the order of the page."""
 
-MOST_DRAWN = 24
-"""Arms in figures that have a panel for each: the method, the reference, then the others in their order."""
 MOST_GROUPED = 4
 """Arms in the figure of groups."""
 
@@ -26,17 +24,17 @@ def draw_figures(data: ComparisonData, results: Mapping[str, Any]) -> Figures:
     found = {}
     for number, key in enumerate(results["sweep"], 1):
         found[f"sweep_{number}"] = _sweep(f"sweep_{number}", key, measured, results, y_label)
-        against = [{**d, "value": d["difference"]} for d in results["differences"]]
-        difference_label = f"points against {results['reference_label']}"
+        differences = [{**d, "value": d["difference"]} for d in results["differences"]]
+        difference_label = f"points against {against(results)}"
         found[f"sweep_difference_{number}"] = _sweep(
-            f"sweep_difference_{number}", key, against, results, difference_label
+            f"sweep_difference_{number}", key, differences, results, difference_label
         )
     if not results["sweep"]:  # a panel or a dot for each point of a sweep would say nothing
         found |= {
             "forest": _forest(results),
             "cost": _costs(measured, results, y_label),
             "parts": _parts(results),
-            "reliability": _reliability(measured, results),
+            "reliability": _reliability(measured, results, y_label),
             "entropy": _entropy(data, results),
             "groups": _groups(results, y_label),
         }
@@ -56,7 +54,7 @@ def _forest(results: Mapping[str, Any]) -> str:
     if not found:
         return ""
     bars = [_difference_bar(d, d["arm"], results) for d in found]
-    label = f"points against {results['reference_label']}"
+    label = f"points against {against(results)}"
     return compare_figures.draw_forest("forest", bars, x_label=label, title=f"Paired differences, {label}")
 
 
@@ -128,23 +126,30 @@ def _risk_coverage(results: Mapping[str, Any]) -> str:
         return ""
     entry = next((e for e in rated if e["arm"] == results["main"]), rated[0])
     curves = {signal["signal"]: signal["curve"] for signal in entry["signals"]}
-    return compare_figures.draw_risk_coverage("risk_coverage", curves, error=entry["signals"][0]["error"])
+    y_label = "below 100 (%)" if results["metric"] in GRADED_METRICS else "wrong (%)"
+    error = entry["signals"][0]["error"]
+    return compare_figures.draw_risk_coverage("risk_coverage", curves, error=error, y_label=y_label)
 
 
-def _reliability(measured: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> str:
+def _reliability(measured: Sequence[Mapping[str, Any]], results: Mapping[str, Any], y_label: str) -> str:
+    """A panel for each arm: the method, the reference, then the others in their order."""
     rows = [(e["label"], e["calibration"]["bins"], arm_kind(e, results)) for e in measured if e["calibration"]]
     rows.sort(key=lambda row: _rank(row[2]))
-    return compare_figures.draw_reliability("reliability", rows[:MOST_DRAWN]) if rows else ""
+    return compare_figures.draw_reliability("reliability", rows, y_label=y_label) if rows else ""
 
 
 def _entropy(data: ComparisonData, results: Mapping[str, Any]) -> str:
-    rows = []
-    for cell, entry in zip(data.cells, results["arms"], strict=True):
-        found = scored_values(cell, "entropy")
-        if found is not None:
-            rows.append(Histogram(entry["label"], *found, arm_kind(entry, results)))
-    rows.sort(key=lambda row: _rank(row.kind))
-    return compare_figures.draw_histograms("entropy", rows[:MOST_DRAWN], x_label="entropy (nats)") if rows else ""
+    """Of the answer distribution, or where answers are open of the answer alone: its mean NLL."""
+    for field, x_label in (("entropy", "entropy (nats)"), ("mean_nll", "mean NLL (nats per token)")):
+        rows = []
+        for cell, entry in zip(data.cells, results["arms"], strict=True):
+            found = scored_values(cell, field)
+            if found is not None:
+                rows.append(Histogram(entry["label"], *found, arm_kind(entry, results)))
+        if rows:
+            rows.sort(key=lambda row: _rank(row.kind))
+            return compare_figures.draw_histograms("entropy", rows, x_label=x_label)
+    return ""
 
 
 def _rank(kind: str) -> int:

@@ -26,9 +26,11 @@ from semievol.artifacts import RunDir, clear_disk_errors
 from semievol.compare_details import (
     calibrate,
     count_rows,
+    group_lines_of,
     has_same_labels,
     mean_cost,
     measure_groups,
+    oracle_labels,
     rate_signals,
     spread_over_sweep,
     total_cost,
@@ -36,7 +38,7 @@ from semievol.compare_details import (
 from semievol.compare_figures import standalone
 from semievol.compare_format import Table, format_value, table_csv, table_latex, table_markdown, table_marks
 from semievol.compare_load import Cell, ComparisonData, answer_rates, load_comparison
-from semievol.compare_plots import MOST_DRAWN, Figures, arm_kind, draw_figures
+from semievol.compare_plots import Figures, arm_kind, draw_figures
 from semievol.compare_results import (
     FALLBACKS,
     PairedResult,
@@ -48,10 +50,10 @@ from semievol.compare_results import (
     metric_name,
 )
 from semievol.compare_tables import build_tables
-from semievol.compare_text import KEY_TITLES, arm_label, cell_label, write_verdict
+from semievol.compare_text import KEY_TITLES, against, arm_label, cell_label, write_verdict
 from semievol.errors import ConfigError
 from semievol.report import page_environment
-from semievol.report_text import LEVEL, METRIC_NAMES
+from semievol.report_text import GRADED_METRICS, LEVEL, METRIC_NAMES
 
 SCHEMA_VERSION = 1
 TEMPLATE = "compare.html.j2"
@@ -124,8 +126,8 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         arms: One entry for each arm and setting: arm, label, description, uses_gold, setting, status, the fields of
             `compare_results.Measured` (None without a finished run), unfinished (split, seed, status, error), cost
             (`compare_load.run_cost`, mean of a run), steps_from_base (`compare_load.ArmRun.steps_from_base`, mean),
-            precisions, versions, calibration (`compare_details.Calibration`) and signals
-            (`compare_details.SignalQuality`).
+            precisions, versions, calibration (`compare_details.Calibration`), signals
+            (`compare_details.SignalQuality`) and oracle_labels (`compare_details.oracle_labels`).
         controls: The same of the controls of their own that arms have (`compare_load.ComparisonData.controls`).
         differences: `compare_results.PairedResult` of each arm against the reference, or its own control.
         headline: The one of them that the verdict reads; None where there is none.
@@ -142,10 +144,11 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
     rates = answer_rates(data)
     asked, data = data.reference, replace(data, reference=find_reference(data))
     main = choose_main(data)
+    lines_of_groups = group_lines_of(data)
     results: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "metric": metric_name(data),
-        "model": (data.config.get("model") or {}).get("path"),
+        "model": None if "model.path" in data.sweep else (data.config.get("model") or {}).get("path"),
         "reference": data.reference,
         "reference_label": _label(data, data.reference),
         "reference_asked": asked,
@@ -166,7 +169,7 @@ def build_results(data: ComparisonData) -> dict[str, Any]:
         "headline_other": _headline_other(data, main),
         "parts": [asdict(found) for found in compare_parts(data, main)],
         "gap_closed": [asdict(found) for found in close_gaps(data)],
-        "groups": [line for cell in data.cells for line in measure_groups(cell)],
+        "groups": [line for cell in data.cells for line in measure_groups(cell, lines_of_groups)],
         "sweep_spread": spread_over_sweep(data),
         "same_labels": has_same_labels(data),
     }
@@ -180,7 +183,6 @@ def draw_page(results: Mapping[str, Any], tables: Mapping[str, Table], figures: 
     environment.filters["cell"] = format_value
     environment.globals["table_marks"] = table_marks
     marked = {name: _mark_rows(table, results) for name, table in tables.items()}
-    n_drawable = len({entry["label"] for entry in results["arms"] if entry["value"] is not None})
     source = next((entry["label"] for entry in results["arms"] if entry["signals"] and _is_drawn(entry, results)), "")
     page: str = environment.get_template(TEMPLATE).render(
         title="Comparison",
@@ -197,11 +199,16 @@ def draw_page(results: Mapping[str, Any], tables: Mapping[str, Table], figures: 
         resolved=json.dumps(results["config"], indent=2, ensure_ascii=False) if results["config"] else "",
         no_gap=_common_reason(results["gap_closed"]),
         arms=list({entry["arm"]: entry | {"label": _plain_label(entry)} for entry in results["arms"]}.values()),
-        hidden_arms=n_drawable > MOST_DRAWN,
-        drawn_arms=MOST_DRAWN,
+        against=against(results),
+        graded=results["metric"] in GRADED_METRICS,
+        entropy_of=(
+            "Entropy of the answer distribution"
+            if any((entry["calibration"] or {}).get("mean_entropy") is not None for entry in results["arms"])
+            else "Mean NLL of the answer"
+        ),
         risk_caption=(
-            f"Wrong labels among the surest pseudo-labels of {source}; dotted: among all. The audit used gold after "
-            "all training."
+            f"{'Labels that score below 100' if results['metric'] in GRADED_METRICS else 'Wrong labels'} among the "
+            f"surest pseudo-labels of {source}; dotted: among all. The audit used gold after all training."
         ),
     )
     return page
@@ -330,13 +337,16 @@ def _headline(data: ComparisonData, main: str) -> dict[str, Any] | None:
 
 def _headline_other(data: ComparisonData, main: str) -> dict[str, Any] | None:
     """The method against another arm that learns from labelled rows alone, where the reference has learned less."""
-    ours, reference = data.find(main), data.find(data.reference)
-    if ours is None or reference is None or data.reference not in LABELED_ONLY or main in LABELED_ONLY:
+    ours = data.find(main)
+    if ours is None or data.reference not in LABELED_ONLY or main in LABELED_ONLY:
+        return None
+    reference = data.reference_of(ours)
+    if reference is None:
         return None
     weak = measure_cell(data, reference)
     for name in LABELED_ONLY:
         other = data.find(name)
-        if other is None or other.arm.name == data.reference or weak is None:
+        if other is None or other.arm.name == reference.arm.name or weak is None:
             continue
         found, measured = compare_cells(data, other, reference), measure_cell(data, other)
         if found is None or measured is None or measured.at_chance or found.difference <= 0:
@@ -389,6 +399,7 @@ def _describe(data: ComparisonData, cell: Cell, rates: Mapping[str, float]) -> d
         "versions": sorted(set().union(*(run.versions for run in cell.done))),
         "calibration": None if calibration is None else asdict(calibration),
         "signals": [asdict(signal) for signal in rate_signals(cell)],
+        "oracle_labels": oracle_labels(cell),
     }
 
 
@@ -408,7 +419,7 @@ def _is_drawn(entry: Mapping[str, Any], results: Mapping[str, Any]) -> bool:
 
 def _mark_rows(table: Table, results: Mapping[str, Any]) -> Table:
     """Give each row its place, and the colour of its arm."""
-    kinds = {entry["arm"]: arm_kind(entry, results) for entry in results["arms"]}
+    kinds = {entry["arm"]: arm_kind(entry, results) for entry in (*results["arms"], *results["controls"])}
     rows = []
     for place, row in enumerate(table.rows):
         kind = kinds[row["name"]] if table.columns[0].key == "arm" else ""

@@ -26,6 +26,7 @@ from semievol.compare_stats import (
 from semievol.compare_text import arm_label
 from semievol.errors import ArtifactError
 from semievol.report_text import interval, signed
+from semievol.types import Prediction
 
 Floats = NDArray[np.float64]
 
@@ -260,18 +261,43 @@ def close_gaps(data: ComparisonData) -> list[GapClosed]:
 
 
 def stack_scores(runs: Sequence[ArmRun], rows: Sequence[Floats]) -> tuple[Floats, list[Hashable] | None]:
-    """A matrix (n_runs, n_rows) over all rows that a run answered, NaN where it did not, and the groups of the rows."""
-    ids = list(dict.fromkeys(row_id for run in runs for row_id in run.row_ids))
-    by_id = {p.example_id: p for run in reversed(runs) for p in run.predictions}
-    groups = group_vector([by_id[row_id] for row_id in ids])
-    units: list[Hashable] | None = None if groups is None else list(groups)
-    if all(run.row_ids == runs[0].row_ids for run in runs):
-        return np.stack(rows), units
-    place = {row_id: i for i, row_id in enumerate(ids)}
-    matrix = np.full((len(runs), len(ids)), np.nan)
-    for line, run, row in zip(matrix, runs, rows, strict=True):
-        line[[place[row_id] for row_id in run.row_ids]] = row
-    return matrix, units
+    """A matrix (n_runs, n_rows) over all rows that a run answered, NaN where it did not, and the groups of the rows.
+
+    The rows are those of `distinct_rows`, in its order.
+    """
+    keys = row_keys(runs)
+    found = distinct_rows(runs)
+    groups = group_vector(list(found.values()), list(found))
+    if all(own == keys[0] for own in keys):
+        return np.stack(rows), groups
+    place = {key: i for i, key in enumerate(found)}
+    matrix = np.full((len(runs), len(found)), np.nan)
+    for line, own, row in zip(matrix, keys, rows, strict=True):
+        line[[place[key] for key in own]] = row
+    return matrix, groups
+
+
+def row_keys(runs: Sequence[ArmRun]) -> list[tuple[Hashable, ...]]:
+    """What tells the rows of all runs apart, a tuple (n_rows,) for each run.
+
+    Ids; split and id where two runs have different rows under one id (another target or group), as splits have that
+    number their rows anew.
+    """
+    seen: dict[str, tuple[str | None, str | None]] = {}
+    for prediction in (p for run in runs for p in run.predictions):
+        row = (prediction.target, prediction.group)
+        if seen.setdefault(prediction.example_id, row) != row:
+            return [tuple((run.split, row_id) for row_id in run.row_ids) for run in runs]
+    return [run.row_ids for run in runs]
+
+
+def distinct_rows(runs: Sequence[ArmRun]) -> dict[Hashable, Prediction]:
+    """The rows that any of the runs answered, by `row_keys`; of each the answer of the first run that has it."""
+    found: dict[Hashable, Prediction] = {}
+    for run, own in zip(runs, row_keys(runs), strict=True):
+        for key, prediction in zip(own, run.predictions, strict=True):
+            found.setdefault(key, prediction)
+    return found
 
 
 def run_units(runs: Sequence[ArmRun]) -> list[Hashable] | None:
@@ -424,10 +450,10 @@ def _majority(runs: Sequence[ArmRun]) -> float | None:
 
 
 def _count_groups(runs: Sequence[ArmRun]) -> int | None:
-    groups = {p.example_id: p.group for run in runs for p in run.predictions}
-    if all(group is None for group in groups.values()):
+    rows = distinct_rows(runs)
+    if all(row.group is None for row in rows.values()):
         return None
-    return len({group or row_id for row_id, group in groups.items()})
+    return len({row.group or key for key, row in rows.items()})
 
 
 def _count_unparsed(run: ArmRun) -> int:

@@ -6,8 +6,8 @@ from typing import Any
 from semievol.compare_format import SIGNAL_TITLES, Column, Table
 from semievol.compare_load import setting_text, value_text
 from semievol.compare_results import GAP_FROM, GAP_TO
-from semievol.compare_text import arm_label, cell_label
-from semievol.report_text import METRIC_NAMES, plural
+from semievol.compare_text import GOLD_MARK, against, arm_label, cell_label, own_controls
+from semievol.report_text import GRADED_METRICS, METRIC_NAMES, plural
 
 METHOD_TITLES = {
     "crossed_t": "crossed components, t",
@@ -78,35 +78,38 @@ def _main_table(results: Mapping[str, Any]) -> Table:
     if any(row["state"] != "done" for row in rows):
         columns.insert(len(_arm_columns(results)), Column("state", "state"))
     reference = cell_label(results["reference"], {})
-    controls = [e for e in results["controls"] if e["value"] is not None]
-    own = f" ({plural(len(controls), 'arm')} of another length: against SFT for as many steps)" if controls else ""
+    n_own = len(own_controls(results))
+    own = f" (of {plural(n_own, 'arm')}: against SFT for as many steps, a control of its own)" if n_own else ""
     note = (
         f"Difference: points against {reference}{own}, paired by run and row, with {_interval_names(results)}; p "
-        "adjusted by Holm over all arms. Tokens: read, generated and trained on."
+        "adjusted by Holm over all arms. Time and tokens (read, generated and trained on) are those of making the "
+        "model; the table of costs has those of an answer."
     )
     return Table("main", "Arms", tuple(columns), tuple(rows), ("value", "interval", False), note)
 
 
 def _interval_names(results: Mapping[str, Any]) -> str:
     """How the intervals of the differences were made, as far as rows differ."""
-    methods = {d["method"] for d in results["differences"]} - {"no_difference"}
-    kinds = {"crossed" if method == "crossed_t" else "bootstrap" for method in methods}
+    kinds = {_INTERVALS[d["method"]] for d in results["differences"] if d["method"] in _INTERVALS}
     return f"{' or '.join(sorted(kinds, reverse=True))} 95% intervals" if kinds else "95% intervals"
 
 
+_INTERVALS = {"crossed_t": "crossed", "mcnemar": "Tango's", "sign_flip": "bootstrap"}
+"""By the method of a `PairedResult`."""
 _TOKENS = ("prompt_tokens", "completion_tokens", "train_tokens")
 
 
 def _difference_table(results: Mapping[str, Any]) -> Table:
-    title = f"Differences from {results['reference_label']}"
+    title = f"Differences from {against(results)}"
     table = _paired_table("differences", title, results, results["differences"], arm="arm")
-    if not results["controls"]:
+    if not own_controls(results):
         return table
-    steps = {e["arm"]: e["steps_from_base"] for e in (*results["arms"], *results["controls"])}
-    rows = [
-        {**row, "against": arm_label(d["reference"]), "reference_steps": steps[d["reference"]]}
-        for row, d in zip(table.rows, results["differences"], strict=True)
-    ]
+    steps = {_key(e): e["steps_from_base"] for e in (*results["arms"], *results["controls"])}
+    rows = []
+    for row, d in zip(table.rows, results["differences"], strict=True):
+        alone = (d["reference"], str({}))  # a reference that ran without a setting serves all
+        own = steps.get((d["reference"], str(d["setting"])), steps.get(alone))
+        rows.append({**row, "against": arm_label(d["reference"]), "reference_steps": own})
     n = len(_arm_columns(results))
     columns = (
         *table.columns[:n],
@@ -225,10 +228,12 @@ def _cost_table(results: Mapping[str, Any]) -> Table:
         Column("train_tokens", "tokens trained", "large"),
         Column("peak_memory_bytes", "peak memory", "bytes"),
         Column("answer_seconds", "time an answer (ms)", "count"),
-        Column("answer_prompt_tokens", "tokens an answer", "count"),
+        Column("answer_tokens", "tokens an answer", "count"),
     )
     rows = [{**e["cost"], **_names(e), "value": e["value"]} for e in results["arms"] if e["cost"] is not None]
-    rows = [{**row, "answer_seconds": 1000 * row["answer_seconds"]} for row in rows]
+    for row in rows:
+        row["answer_seconds"] *= 1000
+        row["answer_tokens"] = row["answer_prompt_tokens"] + row["answer_completion_tokens"]
     note = (
         "Mean of one run, steps that arms share counted in full for each. Answers that were stored for another arm "
         "count as if asked for: their tokens, and as their time that of as many tokens of the same step. Peak memory "
@@ -267,12 +272,13 @@ def _signal_table(results: Mapping[str, Any]) -> Table:
         }
         for e in rated
     ]
+    graded = results["metric"] in GRADED_METRICS
     used = {s["signal"] for e in rated for s in e["signals"]}
     columns = (
         *_arm_columns(results),
         Column("n", "labels a run", "count"),
         *([Column("n_left_out", "left out", "count")] if any(row["n_left_out"] for row in rows) else []),
-        Column("error", "wrong (%)", "percent"),
+        Column("error", "below 100 (%)" if graded else "wrong (%)", "percent"),
         *(Column(signal, f"AURC, {title} (%)", "percent") for signal, title in SIGNAL_TITLES.items() if signal in used),
     )
     note = (
@@ -280,6 +286,8 @@ def _signal_table(results: Mapping[str, Any]) -> Table:
         "labels. All signals are rated on the labels that carry every one of them. The audit read sealed targets after "
         "all training (uses gold)."
     )
+    if graded:
+        note += f" Wrong is every label that scores below 100 in {METRIC_NAMES[results['metric']]}."
     return Table("signals", "Selection signals on the audited pseudo-labels", columns, tuple(rows), None, note)
 
 
@@ -287,10 +295,14 @@ def _group_table(results: Mapping[str, Any]) -> Table:
     """Groups down, arms across."""
     names = list(dict.fromkeys(_key(g) for g in results["groups"]))
     labels = {_key(e): e["label"] for e in results["arms"]}
-    keys = {_key(g): ", ".join(filter(None, (g["arm"], setting_text(g["setting"])))) for g in results["groups"]}
+    names_of = {e["arm"]: f"{e['arm']} ({GOLD_MARK})" if e["uses_gold"] else e["arm"] for e in results["arms"]}
+    keys = {
+        _key(g): ", ".join(filter(None, (names_of[g["arm"]], setting_text(g["setting"])))) for g in results["groups"]
+    }
     by_group: dict[str, dict[str, Any]] = {}
     for g in results["groups"]:
-        row = by_group.setdefault(g["group"], {"group": g["group"], "n": g["n"], **dict.fromkeys(keys.values())})
+        row = by_group.setdefault(g["group"], {"group": g["group"], "n": 0, **dict.fromkeys(keys.values())})
+        row["n"] = max(row["n"], g["n"])
         row[keys[_key(g)]] = g["value"]
     columns = (
         Column("group", "group"),
@@ -347,7 +359,7 @@ def _row_table(results: Mapping[str, Any]) -> Table:
 def _run_table(results: Mapping[str, Any]) -> Table:
     """Every run: its value, or why there is none."""
     rows = []
-    for e in results["arms"]:
+    for e in (*results["arms"], *results["controls"]):
         for run in e["by_run"]:
             rows.append({**_names(e), **run, "status": "done", "error": ""})
         rows += [{**_names(e), **run, "value": None, "n_unparsed": None} for run in e["unfinished"]]
@@ -382,8 +394,9 @@ def _state(entry: Mapping[str, Any]) -> str:
         return "done"
     n_done, unfinished = len(entry["by_run"]), entry["unfinished"]
     failed = [run for run in unfinished if run["status"] == "failed"]
-    counts = f"{n_done} of {n_done + len(unfinished)} done" if n_done else entry["status"]
-    return f"{counts}, {len(failed)} failed" if n_done and failed else counts
+    is_partial = n_done or 0 < len(failed) < len(unfinished)
+    counts = f"{n_done} of {n_done + len(unfinished)} done" if is_partial else entry["status"]
+    return f"{counts}, {len(failed)} failed" if is_partial and failed else counts
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[str, str]:

@@ -83,6 +83,20 @@ def cell_label(arm: str, setting: Mapping[str, Any], *, uses_gold: bool = False)
     return f"{label}, {setting_text(setting)}" if setting else label
 
 
+def own_controls(results: Mapping[str, Any]) -> set[str]:
+    """Arms whose difference is from a control of their own."""
+    return {d["arm"] for d in results["differences"] if CONTROL_OF in d["reference"]}
+
+
+def against(results: Mapping[str, Any]) -> str:
+    """What the differences are from, for a title: the reference, or where all are from one control that one."""
+    own = own_controls(results)
+    if not own:
+        return str(results["reference_label"])
+    references = {d["reference"] for d in results["differences"]}
+    return arm_label(references.pop()) if len(references) == 1 else f"{results['reference_label']}, or an own control"
+
+
 def duration(seconds: float | None) -> str:
     """`45 s`, `12.5 min`, `3.2 h`; a dash for none."""
     if seconds is None:
@@ -194,20 +208,21 @@ def _cost(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         return ""
     text = f"{duration(ours['seconds'])} a run"
     if theirs["seconds"] > 0 and ours["seconds"] > 0:
-        text += f", {ours['seconds'] / theirs['seconds']:.1f} times the {duration(theirs['seconds'])} of the reference"
+        other = arm_label(headline["reference"])
+        text += f", {ours['seconds'] / theirs['seconds']:.1f} times the {duration(theirs['seconds'])} of {other}"
     return (
         f"{text}; {large(ours['prompt_tokens'])} tokens read, {large(ours['completion_tokens'])} generated, "
         f"{large(ours['train_tokens'])} trained in {large(ours['optimizer_steps'])} optimiser steps."
-        f"{_answer_cost(ours, theirs)}"
+        f"{_answer_cost(ours, theirs, arm_label(headline['reference']))}"
     )
 
 
-def _answer_cost(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
-    """What an answer takes, where it takes other tokens than one of the reference."""
+def _answer_cost(ours: Mapping[str, float], theirs: Mapping[str, float], other: str) -> str:
+    """What an answer takes, where it takes other tokens than one of what it is compared with."""
     tokens = [cost["answer_prompt_tokens"] + cost["answer_completion_tokens"] for cost in (ours, theirs)]
     if not tokens[1] or 0.95 <= tokens[0] / tokens[1] <= 1.05:
         return ""
-    return f" An answer takes {tokens[0] / tokens[1]:.1f} times the tokens of one of the reference."
+    return f" An answer takes {tokens[0] / tokens[1]:.1f} times the tokens of one of {other}."
 
 
 def _parts(results: Mapping[str, Any]) -> str:
@@ -270,10 +285,12 @@ def _sweep_points(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     n_lone = sum(e["setting"] not in paired for e in measured) if results["main"] != results["reference"] else 0
     clauses = []
     if ours:
+        references = {d["reference"] for d in ours}
+        name = arm_label(references.pop()) if len(references) == 1 else against(results)
         above = sum(d["p_holm"] <= LEVEL and d["difference"] > 0 for d in ours)
         below = sum(d["p_holm"] <= LEVEL and d["difference"] < 0 for d in ours)
         clauses.append(
-            f"Above {arm_label(results['reference'])} in {above} and below it in {below} of "
+            f"Above {name} in {above} and below it in {below} of "
             f"{plural(len(ours), 'setting')} (Holm over {len(tested)})"
         )
         if above + below < len(ours):
@@ -315,7 +332,11 @@ def _unmeasured_sentence(results: Mapping[str, Any]) -> str:
         return f"Nothing can be compared yet: {only['label']} reaches {reached}, and no other arm is done."
     method = next((e for e in results["arms"] if e["arm"] == results["main"]), None)
     if method is not None and method["status"] == "failed":
-        return f"Nothing can be said of {method['label']}: all of its runs failed."
+        n_failed, n = sum(run["status"] == "failed" for run in method["unfinished"]), len(method["unfinished"])
+        which = (
+            "all of its runs failed" if n_failed == n else f"{n_failed} of its {n} runs failed, the others are to come"
+        )
+        return f"Nothing can be said of {method['label']}: {which}."
     return "Nothing can be compared yet: no split and seed is done in both the method and its reference."
 
 
@@ -345,6 +366,8 @@ def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
             _chance_remark(results, done),
             _runs_remark(done),
             _steps_remark(results, done),
+            _parts_remark(results),
+            _oracle_remark(results, done),
             _precision_remark(done),
             _versions_remark(done),
         ]
@@ -429,6 +452,33 @@ def _steps_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]])
     return (
         f"Models differ in optimiser steps from the base: {results['reference_label']} {reference:.0f}, but "
         f"{', '.join(listed)}. A part of these differences may be training time."
+    )
+
+
+def _parts_remark(results: Mapping[str, Any]) -> str:
+    """Ablations whose last training is not as long as that of the whole method."""
+    main = _entry(results, results["main"])["steps_from_base"]
+    parts = [_entry(results, found["reference"]) for found in results["parts"]]
+    listed = [
+        f"{e['label']} {n:.0f}"
+        for e in parts
+        if main and (n := e["steps_from_base"]) is not None and abs(n - main) > STEPS_ALIKE * main
+    ]
+    if not listed:
+        return ""
+    return (
+        f"{results['main_label']} takes {main:.0f} optimiser steps from the base, but {', '.join(listed)}: a part of "
+        "what these parts are worth may be training time."
+    )
+
+
+def _oracle_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
+    """The oracle that keeps right labels, where there are fewer of them than the method keeps."""
+    short = [e for e in done if (n := e["oracle_labels"]) and n["kept"] < n["wanted"]]
+    return " ".join(
+        f"{e['label']} keeps {e['oracle_labels']['kept']:.0f} labels, where {results['main_label']} keeps "
+        f"{e['oracle_labels']['wanted']:.0f}: no more are right (means over the runs)."
+        for e in short
     )
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from semievol.arms import ARMS, CONTROL_OF, MATCHED, choose_arms, choose_controls, find_arm, plan_arm
+from semievol.arms import ARMS, CONTROL_OF, MATCHED, Arm, choose_arms, choose_controls, find_arm, plan_arm
 from semievol.artifacts import CONFIG, MANIFEST, RunDir, remove_folder
 from semievol.compare_models import drop_models
 from semievol.compare_plan import (
@@ -102,7 +102,8 @@ def compare(
         output_dir: Folder of the comparison; locked meanwhile.
         settings: Points of a sweep by `key=value,...`; None: the config alone.
         sweep: Values of each key of the sweep, for the record.
-        jobs: Processes; they share the runs of all splits and seeds, with the same results as one alone.
+        jobs: Processes; they share the runs of all splits and seeds, with the results of one alone up to rounding (on
+            a CPU each has a share of the threads).
         keep_models: Whether trained models stay; else each is deleted when no run of its split needs it any more.
         time_steps: Whether to time a few steps of the model first, where nothing that the folder holds tells how long
             the work will take.
@@ -118,33 +119,43 @@ def compare(
     """
     reporter = reporter or SilentReporter()
     _refuse_foreign_files(output_dir)
-    configs = split_configs(config, splits)
+    configs = split_configs(config, splits, swept=tuple(sweep or ()))
     first = next(iter(configs.values()))
     loaded: dict[int, LoadedData] = {}
     if use_gold:
         split = next(iter(configs))
         loaded[split] = load_examples(first)
         use_gold = _find_gold(loaded[split], arms, note=reporter.note)
-    chosen = choose_arms(arms, first, use_gold=use_gold, note=reporter.note)
-    asked = reference or _find_earlier_reference(output_dir)
-    names = [arm.name for arm in chosen]
-    compared_with = choose_reference(asked if reference or asked in names else None, names)
-    if compared_with == MATCHED and (controls := choose_controls(chosen, first)):
-        n = plural(len(controls) * len(seeds) * len(splits) * len(settings or ("",)), "further run")
-        controlled = ", ".join(arm.name.partition(CONTROL_OF)[2] for arm in controls)
-        reporter.note(f"{n} of SFT on the labelled rows, for as many steps as {controlled}; equal trainings run once")
-        chosen += controls
+    points = {name: apply(first) for name, apply in settings.items()} if settings else {"": first}
+    chosen = _fit_points(
+        choose_arms(arms, first, use_gold=use_gold, note=reporter.note), points, asked=arms, note=reporter.note
+    )
+    backends = share_tokenizers()
     record = ComparisonRecord(
-        reference=compared_with,
+        reference=chosen[0].name,
         use_gold=use_gold,
-        arms=tuple(ArmRecord(arm.name, arm.description, arm.uses_gold) for arm in chosen),
+        arms=(),
         seeds=tuple(seeds),
         splits=tuple(splits),
         sweep=sweep,
-        runs=pending_runs(
-            [arm.name for arm in chosen], splits=splits, seeds=seeds, settings=list(settings) if settings else ("",)
-        ),
+        runs=tuple(pending_runs([arm.name for arm in chosen], splits=splits, seeds=seeds, settings=list(points))),
         config=base_config(config),
+    )
+    staying = _find_staying(record, output_dir, backends)
+    asked = reference or _find_earlier_reference(output_dir)
+    compared_with = _choose_reference(asked, is_wanted=reference is not None, runs=[*record.runs, *staying])
+    needed = _choose_controls(chosen, points, staying) if compared_with == MATCHED else []
+    if needed:
+        n = plural(len(needed) * len(seeds) * len(splits) * len(points), "further run")
+        controlled = ", ".join(arm.name.partition(CONTROL_OF)[2] for arm in needed)
+        reporter.note(f"{n} of SFT on the labelled rows, for as many steps as {controlled}; equal trainings run once")
+        chosen += needed
+    runs_of_all = pending_runs([arm.name for arm in chosen], splits=splits, seeds=seeds, settings=list(points))
+    record = replace(
+        record,
+        reference=compared_with,
+        arms=tuple(ArmRecord(arm.name, arm.description, arm.uses_gold) for arm in chosen),
+        runs=tuple(runs_of_all),
     )
     runs = plan_runs(record, chosen, configs, settings or {"": lambda c: c})
     for line in find_fixed(runs, sweep or {}):
@@ -152,7 +163,6 @@ def compare(
     with RunDir(output_dir).lock():
         for run in runs:
             forget_lost(RunDir(output_dir / run.record.folder), run.steps)
-        backends = share_tokenizers()
         prints = {run.record.key: fingerprint_run(run, output_dir, backends) for run in runs}
         _check_rows(configs, runs, prints, output_dir, loaded=loaded)
         loaded.clear()
@@ -171,14 +181,14 @@ def compare(
             reporter.note(price.line())
         if show_plan is not None:
             show_plan(plan.to_json(price))
+        whole = _with_earlier(record, output_dir, staying=staying, reporter=reporter, backends=backends)
+        if reference is None and whole.reference == asked:
+            reporter.note(f"compared with {asked}, as in an earlier call; --reference names another arm")
         if plan_only:
             return output_dir
         if price is not None and not confirmed:
             refuse_cost(first, price.low, price.high, what="this comparison")
-        whole = _with_earlier(record, output_dir, reference=asked, reporter=reporter, backends=backends)
         write_comparison(output_dir, whole)
-        if reference is None and whole.reference == asked:
-            reporter.note(f"compared with {asked}, as in an earlier call; --reference names another arm")
         left = [run for run in runs if run.record.key not in done]
         finished = {split: finished_steps(output_dir, split) for split in splits}
         schedule = Schedule(left, prints, finished, jobs=max(1, min(jobs, len(left))))
@@ -192,6 +202,42 @@ def compare(
             _run_in_this_process(work)
         remove_folder(output_dir / LOCKS)
     return output_dir
+
+
+def _fit_points(
+    chosen: Sequence[Arm], points: Mapping[str, RunConfig], *, asked: Sequence[str], note: Callable[[str], None]
+) -> list[Arm]:
+    """The arms that can be made at every point; `note` gets why others of `all` are left out.
+
+    Raises:
+        ConfigError: If one that was asked for by name cannot.
+    """
+    fitting = []
+    for arm in chosen:
+        lacking = next(((name, why) for name, point in points.items() if (why := arm.misfit(point))), None)
+        if lacking is None:
+            fitting.append(arm)
+        elif "all" in asked:
+            note(f"{arm.name} is left out: at {lacking[0]} {lacking[1]}")
+        else:
+            raise ConfigError(f"arm {arm.name} does not fit {lacking[0]}: {lacking[1]}; leave one of the two out")
+    return fitting
+
+
+def _choose_reference(asked: str | None, *, is_wanted: bool, runs: Sequence[RunRecord]) -> str:
+    """The arm that all are compared with, of those in `runs`; `asked` has to be there if this call wants it."""
+    found = {run.arm for run in runs if CONTROL_OF not in run.arm}
+    names = [*(name for name in ARMS if name in found), *sorted(found - set(ARMS))]
+    return choose_reference(asked if is_wanted or asked in names else None, names)
+
+
+def _choose_controls(chosen: Sequence[Arm], points: Mapping[str, RunConfig], staying: Sequence[RunRecord]) -> list[Arm]:
+    """Controls that the arms need at one of the points, and those that stay from an earlier call with them."""
+    needed: dict[str, Arm] = {}
+    for name, point in points.items():
+        there = [find_arm(run.arm) for run in staying if run.setting == name and CONTROL_OF not in run.arm]
+        needed |= {arm.name: arm for arm in choose_controls([*chosen, *there], point)}
+    return list(needed.values())
 
 
 FOREIGN = ("results.json", "compare.html", "report.html", "tables", "figures", MANIFEST, CONFIG)
@@ -260,15 +306,28 @@ def _find_gold(loaded: LoadedData, arms: Sequence[str], *, note: Callable[[str],
     return False
 
 
+def _find_staying(record: ComparisonRecord, folder: Path, backends: Callable[[RunConfig], Backends]) -> list[RunRecord]:
+    """Finished runs of an earlier call that stay in the comparison beside those of the record."""
+    if not is_comparison(folder):
+        return []
+    earlier = read_comparison(folder)
+    known = {run.key for run in record.runs}
+    others = [run for run in earlier.runs if run.status == "done" and run.key not in known]
+    return [run for run in others if _is_current(folder, run, backends)] if can_join(record, earlier) else []
+
+
 def _with_earlier(
     record: ComparisonRecord,
     folder: Path,
     *,
-    reference: str | None,
+    staying: Sequence[RunRecord],
     reporter: Reporter,
     backends: Callable[[RunConfig], Backends],
 ) -> ComparisonRecord:
-    """The record with what the folder held before, as far as it fits; what does not is named."""
+    """The record with what the folder held before, as far as it fits; what does not is named.
+
+    Of runs that failed, too, as far as the record has none in their place.
+    """
     if not is_comparison(folder):
         return record
     earlier = read_comparison(folder)
@@ -277,7 +336,8 @@ def _with_earlier(
     fits = can_join(record, earlier)
     if fits and earlier.use_gold and any(run.status == "done" for run in record.runs):
         record = replace(record, use_gold=True)  # what they opened stays opened: their audits are there
-    kept = [run for run in others if fits and _is_current(folder, run, backends)]
+    kept = [run for run in staying if run.key not in known]
+    failed = [run for run in earlier.failed if fits and run.key not in known]
     if len(kept) < len(others):
         why = _reason_to_leave(record, earlier)
         n_left = plural(len(others) - len(kept), "finished run")
@@ -288,16 +348,14 @@ def _with_earlier(
     if again:
         n_again, why = plural(len(again), "finished run"), _reason_to_leave(record, earlier)
         reporter.note(f"run again in their place: {n_again} of an earlier call, because {why}")
-    if kept:
-        reporter.note(f"still in the comparison: {plural(len(kept), 'finished run')} of an earlier call")
-        joined = join_records(record, earlier, kept)
-        places = list(ARMS)
-        arms = sorted(joined.arms, key=lambda arm: places.index(arm.name) if arm.name in places else len(places))
-        names = [arm.name for arm in arms]
-        return replace(
-            joined, arms=tuple(arms), reference=choose_reference(reference if reference in names else None, names)
-        )
-    return record
+    if not kept and not failed:
+        return record
+    counted = [plural(len(runs), f"{word} run") for runs, word in ((kept, "finished"), (failed, "failed")) if runs]
+    reporter.note(f"still in the comparison: {' and '.join(counted)} of an earlier call")
+    joined = join_records(record, earlier, [*kept, *failed])
+    places = list(ARMS)
+    arms = sorted(joined.arms, key=lambda arm: places.index(arm.name) if arm.name in places else len(places))
+    return replace(joined, arms=tuple(arms))
 
 
 def _is_current(folder: Path, run: RunRecord, backends: Callable[[RunConfig], Backends]) -> bool:

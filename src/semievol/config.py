@@ -861,12 +861,14 @@ class SelectConfig(Section):
     the rest (released)."""
     min_confidence: float | None = Field(None, gt=0, lt=1)
     """Rows whose answer has a smaller exact probability are dropped, consensus rows too, before the threshold is taken
-    over those that are left (with `keep_fraction: 1` this alone decides). Closed answer sets only. None: no minimum."""
+    over those that are left (with `keep_fraction: 1` this alone decides). Closed answer sets only; a label that has no
+    probability, as some have at a server, is dropped too. None: no minimum."""
     min_agreement: float | None = Field(None, gt=0, le=1)
     """Rows whose final answer is that of a smaller share of the candidates are dropped in the same way. None: no
     minimum."""
     prompt: Literal["plain", "justify"] = "plain"
-    """Prompt under which the confidence is taken: the question alone (paper) or the justification prompt (released)."""
+    """Prompt under which mean_nll is taken: the question alone (paper) or the justification prompt (released). The
+    other signals and `min_confidence` are always of the question alone."""
 
     def lasting(self) -> dict[str, Any]:
         """`per_answer` only where it is set: it came later, and selections without it are what they were."""
@@ -917,7 +919,10 @@ class DistillConfig(StageTrainingConfig):
 
 
 class MeasureConfig(Section):
-    """How the arms of a comparison are measured on the test rows: one model each. `semievol run` does not use it."""
+    """How the arms of a comparison are measured on the test rows: one model each. `semievol run` does not use it.
+
+    Arms set `model` and `k` themselves, whatever stands here, and `n_samples` is that of self_consistency alone.
+    """
 
     model: Literal["base", "adapted", "warm", "control", "evolved", "distilled"] = "evolved"
     """The model that answers; it has to be among those that the arm trains."""
@@ -925,7 +930,7 @@ class MeasureConfig(Section):
     """Nearest labelled rows shown with each test row (few-shot inference), found by the `embedder`; 0: none."""
     n_samples: int = Field(1, ge=1)
     """Above 1: the majority of so many sampled answers (self-consistency), ties to the one sampled first.
-    1: exact scores or greedy completions, as `evaluate.answer_with` says."""
+    1: exact scores or greedy completions, as `evaluate.answer_with` says; the arm self_consistency takes 4 then."""
     temperature: float = Field(1.0, gt=0)
     """Of the samples; without effect where `n_samples` is 1."""
 

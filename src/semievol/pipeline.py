@@ -257,7 +257,7 @@ def _run_locked(
 ) -> None:
     forget_lost(run_dir, steps)
     fingerprints = fingerprint_steps(config, run_dir, backends, steps)
-    left = _steps_to_run(config, run_dir, steps, fingerprints) | set(again)
+    left = steps_to_run(config, run_dir, steps, fingerprints) | set(again)
     start = _Start(config, run_dir, steps, left)
     if again or not (run_dir.path / CONFIG).is_file():
         start()
@@ -287,7 +287,7 @@ def forget_lost(run_dir: RunDir, steps: Sequence[Step]) -> None:
     run_dir.forget_stages([step.name for step in done if not any(path.exists() for path in step.files(run_dir))])
 
 
-def _steps_to_run(
+def steps_to_run(
     config: RunConfig, run_dir: RunDir, steps: Sequence[Step], fingerprints: Mapping[str, str]
 ) -> set[str]:
     """Names of the steps that are not done, and of those whose model was deleted and is read by one of them."""
@@ -336,10 +336,17 @@ def _run_or_take_over(ctx: StageContext, step: Step, fingerprint: str, shared: S
 def _check_server(ctx: StageContext, *, selects: bool) -> None:
     """Ask a server what it gives before anything is paid for. Raises ConfigError if the selection needs more."""
     config = ctx.config
-    if not ctx.backends.generator.gives_logprobs and selects and config.select.signal in LOGPROB_SIGNALS:
+    if ctx.backends.generator.gives_logprobs or not selects:
+        return
+    if config.select.signal in LOGPROB_SIGNALS:
         raise ConfigError(
             f"select.signal: {config.select.signal} needs log-probabilities, which {config.model.path} gives none of "
             "here; set select.signal: agreement or sample_entropy (of the sampled answers)"
+        )
+    if config.select.min_confidence is not None:
+        raise ConfigError(
+            f"select.min_confidence needs log-probabilities, which {config.model.path} gives none of here; leave it "
+            "out, or use select.min_agreement"
         )
 
 

@@ -12,6 +12,7 @@ Keys are those of the config, and these, which stand for several keys or for num
 import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from functools import cache, partial
 from typing import Any
 
@@ -39,6 +40,10 @@ ALIASES = {
 ARMS = ("sft_matched", "semievol")
 """Arms of a sweep that names none."""
 
+ROUND_RATIO = 1.05
+"""A ratio that asks for so many times the unlabelled rows there are is met by all of them: a file cut in whole parts
+lacks a few once its duplicates are out."""
+
 
 def split_arguments(texts: Sequence[str]) -> tuple[list[str], Axes]:
     """Read `key=v1,v2,...`: plain overrides of the config, and what is swept.
@@ -57,6 +62,11 @@ def split_arguments(texts: Sequence[str]) -> tuple[list[str], Axes]:
             raise ConfigError(f"sweep {text!r}: expected key=v1,v2,..., for example theta=0.3,0.5,0.8")
         if key in axes or (key == "rewordings" and "rewording" in axes):
             raise ConfigError(f"sweep {text!r}: {key} is given twice; list all its values once")
+        if key == "recipe" and "," in listed:
+            raise ConfigError(
+                f"sweep {text!r}: a recipe is the defaults of other keys, which the config has by then; name the arms "
+                "semievol and semievol_released, or compare with recipe=paper and recipe=released in two folders"
+            )
         if "." not in key and key not in (*DERIVED, "rewordings", *RunConfig.model_fields):
             near = difflib.get_close_matches(key, (*DERIVED, "rewordings", *RunConfig.model_fields), n=1)
             hint = f"did you mean {near[0]}?" if near else f"sweep keys: {', '.join((*DERIVED, 'rewordings'))}"
@@ -75,7 +85,7 @@ def split_arguments(texts: Sequence[str]) -> tuple[list[str], Axes]:
         elif len(values) == 1 and ("." in key or key not in DERIVED):
             overrides.append(text)
         else:
-            values = [_plain_number(value) for value in values]
+            values = [_plain(value) for value in values]
             axes[key] = [value for i, value in enumerate(values) if value not in values[:i]]
     for key, config_key in ALIASES.items():
         if key in axes and config_key in axes:
@@ -113,8 +123,10 @@ def apply_point(config: RunConfig, point: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def _plain_number(value: Any) -> Any:
-    """1.0 as 1, so that a point has one name."""
+def _plain(value: Any) -> Any:
+    """1.0 as 1, so that a point has one name; a date as its text."""
+    if isinstance(value, date):
+        return value.isoformat()
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -151,7 +163,7 @@ def _set_unlabeled_ratio(config: RunConfig, value: Any) -> Overrides:
         raise ConfigError(f"sweep unlabeled_ratio={value}: expected a number above 0, such as 0.5")
     n_labeled, n_unlabeled = _count_rows(config.model_copy(update={"seed": config.data_seed}).model_dump_json())
     wanted = round(value * n_labeled)
-    if not 1 <= wanted <= n_unlabeled:
+    if not 1 <= wanted <= ROUND_RATIO * n_unlabeled:  # a little above all there are: all, which loading says
         raise ConfigError(
             f"sweep unlabeled_ratio={value}: that would be {wanted} unlabelled rows for {n_labeled} labelled ones, "
             f"but there are {n_unlabeled}; choose values from {1 / n_labeled:.2g} to {n_unlabeled / n_labeled:.2g}"

@@ -692,3 +692,54 @@ def test_finished_comparison_does_not_read_its_rows_again(make_config, tmp_path,
     run_compare(make_config(), tmp_path / "c", ["zero_shot"])
     monkeypatch.setattr("semievol.comparing.load_examples", None)
     assert run_compare(make_config(), tmp_path / "c", ["zero_shot"]).ran == []
+
+
+def test_arms_of_a_later_call_have_controls_of_their_own(make_config, tmp_path):
+    """Whichever call has the arm and which the common control."""
+    for calls in ((["sft_matched", "semievol"], ["pseudo_all"]), (["semievol", "pseudo_all"], ["sft_matched"])):
+        folder = tmp_path / calls[0][-1]
+        for arms in calls:
+            run_compare(make_config(), folder, arms)
+        record = read_comparison(folder)
+        assert record.reference == "sft_matched"
+        assert {run.arm for run in record.runs} == {"sft_matched", "semievol", "pseudo_all", "sft_matched@pseudo_all"}
+        data = load_comparison(folder)
+        assert data.reference_of(data.find("pseudo_all")).arm.name == "sft_matched@pseudo_all"
+
+
+def test_no_controls_run_where_an_earlier_call_named_another_reference(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft"], reference="zero_shot")
+    run_compare(make_config(), tmp_path / "c", ["sft_matched", "pseudo_all"])
+    record = read_comparison(tmp_path / "c")
+    assert record.reference == "zero_shot"
+    assert {run.arm for run in record.runs} == {"zero_shot", "sft", "sft_matched", "pseudo_all"}
+
+
+def test_failed_run_of_an_earlier_call_stays_failed(make_config, tmp_path):
+    config = make_config(select={"min_confidence": 0.99}, evolve={"train_on": "selected"})
+    run_compare(config, tmp_path / "c", ["sft", "semievol"])
+    recorder = run_compare(config, tmp_path / "c", ["zero_shot"])
+    statuses = {run.arm: run.status for run in read_comparison(tmp_path / "c").runs}
+    assert statuses == {"zero_shot": "done", "sft": "done", "semievol": "failed"}
+    assert "still in the comparison: 1 finished run and 1 failed run of an earlier call" in recorder.notes
+    run_compare(make_config(), tmp_path / "c", ["zero_shot"])
+    assert [run.arm for run in read_comparison(tmp_path / "c").runs] == ["zero_shot"]
+
+
+def test_plan_says_what_becomes_of_the_runs_that_are_there(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft"])
+    before = (tmp_path / "c/comparison.json").read_bytes()
+    recorder = run_compare(make_config(warmup={"max_steps": 3}), tmp_path / "c", ["sft"], plan_only=True)
+    assert [note.split(":")[0] for note in recorder.notes[-2:]] == [
+        "no longer in the comparison",
+        "run again in their place",
+    ]
+    assert (tmp_path / "c/comparison.json").read_bytes() == before
+
+
+def test_plan_counts_trainings_whose_models_were_dropped(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["sft"], keep_models=False)
+    changed = make_config(evaluate={"answer_with": "greedy"})
+    planned = run_compare(changed, tmp_path / "c", ["sft"], plan_only=True)
+    assert "left to run: warmup 1, measure 1" in planned.notes
+    assert run_compare(changed, tmp_path / "c", ["sft"]).ran == ["sft warmup", "sft measure"]

@@ -271,7 +271,7 @@ def test_failed_run_gives_exit_code_1_and_its_reason(capsys, config_file, tmp_pa
     arguments = ["compare", config_file, "select.min_confidence=0.99", "evolve.train_on=selected"]
     code, _, err = run_cli(capsys, *arguments, "--arms", "sft,semievol", "--seeds", "1", "-o", tmp_path / "c")
     assert code == 1
-    assert "1 runs failed" in err
+    assert "1 run failed; the command that asks for their arms tries again" in err
     assert "split-0/seed-0/semievol: " in err
 
 
@@ -354,6 +354,8 @@ def test_report_of_a_run_that_is_not_finished_runs_nothing(capsys, config_file, 
     [
         (["--arms", "semievl"], "did you mean semievol?"),
         (["--seeds", "x"], "--seeds x: expected how many"),
+        (["--seeds", "1 2"], "--seeds 1 2: expected how many"),
+        (["--splits", "3,4 5"], "--splits 3,4 5: expected how many"),
         (["--seeds", "1,1"], "a number comes twice"),
         (["--splits", "2"], "would all be the same"),
         (["--seeds", "00"], "--seeds 00: expected how many"),
@@ -380,6 +382,8 @@ def test_what_the_user_has_to_change_gives_exit_code_2(capsys, config_file, tmp_
         (["data.seed=1,2"], "use --splits"),
         (["output_dir=a,b"], "use --output-dir"),
         (["rewording=1,4", "rewordings=3"], "rewordings is given twice"),
+        (["recipe=paper,released"], "a recipe is the defaults of other keys"),
+        (["k=0,2", "--arms", "all"], "icl_distill would show no demonstrations"),
         (["rounds=2"], "nothing to sweep (rounds=2 has one value, so it is an override)"),
         (["theta=0.3,0.5", "select.keep_fraction=0.3,0.9"], "theta stands for select.keep_fraction; sweep one of them"),
     ],

@@ -201,6 +201,8 @@ def test_server_without_logprobs_stops_the_run_before_anything_is_paid(emulator,
     emulator.set_faults(no_logprobs=True)
     with pytest.raises(ConfigError, match=r"select\.signal: agreement or sample_entropy"):
         in_process(settings(emulator, files, tmp_path))
+    with pytest.raises(ConfigError, match=r"select\.min_confidence needs log-probabilities"):
+        in_process(settings(emulator, files, tmp_path, select={"signal": "sample_entropy", "min_confidence": 0.9}))
     assert set(emulator.counters()["requests"]) == {CHAT}
 
 

@@ -132,3 +132,17 @@ def test_oracle_without_targets_is_refused(chosen, task_files, tmp_path, stage):
 def test_oracles_work_on_one_round(make_config):
     with pytest.raises(ConfigError, match="oracle_full works on one round"):
         make_config(evolve={"kept_by": "oracle_full"}, rounds=2)
+
+
+def test_oracle_select_takes_right_labels_without_a_confidence_last(make_config):
+    """As some hosted labels have none. The threshold is that of the others."""
+    config = make_config(evolve={"kept_by": "oracle_select"}, select={"keep_fraction": 1.0})
+    run(config, until_stage="select")
+    ctx = context(config, oracle_select.STAGE)
+    labels = list(ctx.run_dir.read_records("round-1/justify/pseudo_labels", PseudoLabel))
+    changed = [replace(x, mean_nll=None) if place % 2 else x for place, x in enumerate(labels)]
+    ctx.run_dir.write_records("round-1/justify/pseudo_labels", changed, PseudoLabel)
+    stats = oracle_select.run(ctx)
+    measured = [x.mean_nll for x in kept_rows(ctx) if x.mean_nll is not None]
+    assert 0 < len(measured) < stats["n_kept"]
+    assert stats["uncertainty"] == max(measured)

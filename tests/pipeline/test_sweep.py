@@ -152,3 +152,29 @@ def test_point_that_does_not_fit_stops_before_anything_runs(make_config, tmp_pat
     with pytest.raises(ConfigError, match=r"sweep unlabeled_ratio=9"):
         run_sweep(make_config(), tmp_path / "s", {"unlabeled_ratio": [1, 9]})
     assert not (tmp_path / "s").exists()
+
+
+def test_control_is_run_where_any_point_needs_one(make_config, tmp_path):
+    config = make_config(recipe="released", evolve={"max_steps": 4}, warmup={"max_steps": 4})
+    run_sweep(config, tmp_path / "s", {"rounds": [1, 2]}, ["sft_matched", "semievol", "pseudo_all"])
+    data = load_comparison(tmp_path / "s")
+    for point in ({"rounds": 1}, {"rounds": 2}):
+        arm = data.find("pseudo_all", point)
+        (ours,), (own,) = arm.done, data.reference_of(arm).done
+        assert ours.steps_from_base == own.steps_from_base
+
+
+def test_splits_of_separate_files_may_be_drawn_by_a_swept_key(make_config, tmp_path):
+    run_sweep(make_config(), tmp_path / "s", {"data.max_labeled": [10, 15]}, ["sft"], splits=[0, 1])
+    assert len(read_comparison(tmp_path / "s").runs) == 4
+
+
+def test_arm_that_does_not_fit_a_point_is_named_or_left_out(make_config, tmp_path):
+    axes = {"select.signal": ["mean_nll", "agreement"]}
+    settings = point_settings(plan_points(axes, cartesian=False))
+    options = {"seeds": [0], "settings": settings, "sweep": axes, "plan_only": True}
+    with pytest.raises(ConfigError, match=r"arm semievol-cl does not fit select.signal=agreement: select.signal: agr"):
+        compare(make_config(), ["semievol", "semievol-cl"], output_dir=tmp_path / "s", **options)
+    recorder = Recorder()
+    compare(make_config(), ["all"], output_dir=tmp_path / "s", reporter=recorder, **options)
+    assert any(n.startswith("semievol-cl is left out: at select.signal=agreement") for n in recorder.notes)

@@ -326,3 +326,16 @@ def test_steps_of_a_control_read_only_what_earlier_steps_write(name):
     for step in plan_arm(control, config, use_gold=True):
         assert set(step.stage.reads_of(config)) <= written, step.name
         written |= set(step.stage.writes)
+
+
+def test_self_consistency_takes_the_samples_of_the_config():
+    arm = ARMS["self_consistency"]
+    assert configure(arm, make_config()).measure.n_samples == 4
+    assert configure(arm, make_config(measure={"n_samples": 16})).measure.n_samples == 16
+    assert configure(ARMS["sft"], make_config(measure={"n_samples": 16})).measure.n_samples == 1
+
+
+def test_distillation_has_demonstrations_where_the_method_has_none():
+    none = {"retrieve": {"k": 0}, "propagate": {"configurations": [{"model": "warm", "k": 0}]}}
+    assert configure(ARMS["icl_distill"], make_config(**none)).retrieve.k == 3
+    assert configure(ARMS["icl_distill"], make_config(retrieve={"k": 5})).retrieve.k == 5

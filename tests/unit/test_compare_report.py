@@ -833,7 +833,7 @@ def test_numbers_of_the_terminal_are_whole(folder, results, width):
 def test_the_note_of_the_main_table_names_the_intervals_there_are(tmp_path, results):
     assert "with crossed 95% intervals" in build_tables(results)["main"].note
     write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,))
-    assert "with bootstrap 95% intervals" in build_tables(build_results(load_comparison(tmp_path)))["main"].note
+    assert "with Tango's 95% intervals" in build_tables(build_results(load_comparison(tmp_path)))["main"].note
 
 
 def test_rewordings_are_places_not_numbers(tmp_path):
@@ -1076,10 +1076,10 @@ def test_arm_of_another_length_is_compared_with_its_own_control(tmp_path):
     assert other["difference"] == pytest.approx(
         entry(results, "semievol-as")["value"] - results["controls"][0]["value"]
     )
-    assert [r for r in results["verdict"]["remarks"] if "optimiser steps" in r] == []
+    assert not any(r.startswith("Models differ in optimiser steps") for r in results["verdict"]["remarks"])
     row = build_tables(results)["differences"].rows[1]
     assert (row["against"], row["reference_steps"]) == (f"SFT, as long as SemiEvol {MINUS} AS", 9)
-    assert "1 arm of another length" in build_tables(results)["main"].note
+    assert "(of 1 arm: against SFT for as many steps, a control of its own)" in build_tables(results)["main"].note
 
 
 def test_failed_control_is_shown_and_leaves_the_common_reference(tmp_path):
@@ -1157,7 +1157,7 @@ def test_answers_that_take_more_tokens_than_those_of_the_reference_are_said_to(t
         "measure", measured | {"cost": measured["cost"] | {"prompt_tokens": 4400, "completion_tokens": 0}}
     )
     points = dict(build_results(load_comparison(tmp_path))["verdict"]["points"])
-    assert points["What does it cost?"].endswith("An answer takes 4.0 times the tokens of one of the reference.")
+    assert points["What does it cost?"].endswith("An answer takes 4.0 times the tokens of one of SFT.")
 
 
 def test_latex_row_that_begins_with_a_bracket_stays_a_row():
@@ -1189,3 +1189,168 @@ def test_report_shows_the_config_that_all_arms_start_from(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["config"] == {
         "task": {"instruction": "<b>Sort & file</b>"}
     }
+
+
+def renumber(folder: Path, split: int, arm: str = "semievol") -> None:
+    """Give the rows of a split other groups and targets under the ids that they have."""
+    run_dir = RunDir(folder / f"split-{split}/seed-0/{arm}")
+    rows = list(run_dir.read_records("measure/predictions", Prediction))
+    moved = [replace(p, example_id=q.example_id) for p, q in zip(rows, [*rows[7:], *rows[:7]], strict=True)]
+    moved.sort(key=lambda p: int(p.example_id[1:]))
+    run_dir.write_records("measure/predictions", moved, Prediction)
+
+
+def test_rows_of_splits_that_number_anew_are_other_rows(tmp_path):
+    """As those of demo:tickets: the same ids, other rows, so other groups."""
+    arms = {"sft": 0.5, "semievol": 0.8}
+    write_folder(tmp_path, arms, seeds=(0,), splits=(0, 1, 2), groups=("known", "new"))
+    right = build_results(load_comparison(tmp_path))
+    for arm in arms:
+        for split in (1, 2):
+            renumber(tmp_path, split, arm)
+    found = build_results(load_comparison(tmp_path))
+    assert [e["value"] for e in found["arms"]] == [e["value"] for e in right["arms"]]
+    assert {e["n_rows"] for e in found["arms"]} == {180}
+    assert {d["n_rows"] for d in found["differences"]} == {180}
+    assert {(g["arm"], g["group"]): g["value"] for g in found["groups"]} == {
+        (g["arm"], g["group"]): pytest.approx(g["value"]) for g in right["groups"]
+    }
+    assert {g["n"] for g in found["groups"]} == {90}
+
+
+def test_lines_of_groups_are_those_of_all_arms(tmp_path):
+    groups = [f"document {i:02d}" for i in range(40) for _ in range(1 + i // 2)]
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,), splits=(0, 1, 2), n_rows=420, groups=groups)
+    for split in (1, 2):
+        for arm in ("sft", "semievol"):
+            run_dir = RunDir(tmp_path / f"split-{split}/seed-0/{arm}")
+            rows = list(run_dir.read_records("measure/predictions", Prediction))[: 420 - 90 * split]
+            run_dir.write_records("measure/predictions", rows, Prediction)
+    change_run(tmp_path, 0, status="pending")
+    found = build_results(load_comparison(tmp_path))
+    assert found["arms"][0]["unfinished"]
+    lines = {arm: {g["group"] for g in found["groups"] if g["arm"] == arm} for arm in ("sft", "semievol")}
+    assert lines["sft"] <= lines["semievol"]
+    assert sum("other groups" in line for line in lines["semievol"]) == 1
+
+
+def with_steps(folder: Path, arm: str, steps: int, *, stage: str = "round-1/evolve") -> None:
+    for run in folder.rglob(f"seed-*/{arm}"):
+        RunDir(run).record_stage(stage, {"fingerprint": "s", "stats": {"optimizer_steps": steps}, "cost": {}})
+
+
+def test_sweep_with_controls_shows_the_steps_of_each_setting_and_names_the_control(tmp_path):
+    own = "sft_matched@pseudo_all"
+    arms = {"sft_matched": 0.5, "pseudo_all": 0.9, own: 0.55}
+    write_folder(tmp_path, arms, reference="sft_matched", sweep={"unlabeled_ratio": [1, 2]}, n_rows=200)
+    for ratio in (1, 2):
+        with_steps(tmp_path / f"unlabeled_ratio={ratio}", own, 10 * ratio, stage="control")
+    results = build_results(load_comparison(tmp_path))
+    assert [row["reference_steps"] for row in build_tables(results)["differences"].rows] == [10, 20]
+    (answer,) = [a for q, a in results["verdict"]["points"] if q == "Does it pay?"]
+    assert answer.startswith("Above SFT, as long as All pseudo-labels in 2 and below it in 0 of 2 settings")
+    assert "(of 1 arm: against" in build_tables(results)["main"].note
+    page = write_compare_report(tmp_path).read_text(encoding="utf-8")
+    assert "Difference from SFT, as long as All pseudo-labels at the same value" in page
+    assert "points against SFT, as long as All pseudo-labels" in (
+        tmp_path / "figures/sweep_difference_1.svg"
+    ).read_text(encoding="utf-8")
+
+
+def test_controls_that_no_difference_is_from_are_not_claimed(tmp_path):
+    arms = {"zero_shot": 0.4, "sft_matched": 0.5, "pseudo_all": 0.7, "sft_matched@pseudo_all": 0.55}
+    write_folder(tmp_path, arms, reference="zero_shot")
+    results = build_results(load_comparison(tmp_path))
+    assert build_tables(results)["main"].note.startswith("Difference: points against Zero-shot, paired")
+    page = write_compare_report(tmp_path).read_text(encoding="utf-8")
+    assert "Points against Zero-shot, paired by run and row" in page
+
+
+def test_verdict_looks_at_the_control_that_the_difference_is_from(tmp_path):
+    own = "sft_matched@semievol_released"
+    arms = {"sft": 0.85, "sft_matched": 0.86, "semievol_released": 0.9, own: 0.6}
+    write_folder(tmp_path, arms, reference="sft_matched", n_rows=200)
+    results = build_results(load_comparison(tmp_path))
+    assert results["headline"]["reference"] == own
+    assert results["headline_other"]["reference"] == "sft"
+    assert "but another arm without unlabelled rows does better" in results["verdict"]["sentence"]
+
+
+def test_runs_that_are_to_come_have_not_failed(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "zero_shot": 0.4, "semievol": 0.8}, failed={("semievol", 0): "no room"})
+    for place, run in enumerate(read_comparison(tmp_path).runs):
+        if run.arm == "semievol" and run.seed:
+            change_run(tmp_path, place, status="pending")
+    results = build_results(load_comparison(tmp_path))
+    assert results["verdict"]["sentence"].endswith("1 of its 3 runs failed, the others are to come.")
+    assert [row["state"] for row in build_tables(results)["main"].rows][-1] == "0 of 3 done, 1 failed"
+
+
+def test_cost_of_an_answer_counts_what_it_generates(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,))
+    results = build_results(load_comparison(tmp_path))
+    cost = entry(results, "semievol")["cost"]
+    row = build_tables(results)["cost"].rows[1]
+    assert row["answer_tokens"] == cost["answer_prompt_tokens"] + cost["answer_completion_tokens"]
+    assert cost["answer_completion_tokens"] > 0
+
+
+def test_every_run_is_in_the_table_of_runs_and_controls_too(tmp_path):
+    arms = {"sft_matched": 0.5, "semievol": 0.8, "pseudo_all": 0.7, "sft_matched@pseudo_all": 0.6}
+    write_folder(tmp_path, arms, reference="sft_matched", failed={("sft_matched@pseudo_all", 1): "no room"})
+    results = build_results(load_comparison(tmp_path))
+    rows = build_tables(results)["runs"].rows
+    assert len(rows) == sum(results["n_runs"].values()) == 12
+    assert [row["error"] for row in rows if row["name"] == "sft_matched@pseudo_all"] == ["", "", "no room"]
+    write_compare_report(tmp_path)
+
+
+def test_graded_scores_below_100_are_not_called_wrong(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, use_gold=True)
+    for run in tmp_path.rglob("config.resolved.json"):
+        run.write_text(json.dumps({"task": {"type": "text", "metric": "rouge_l"}, "evaluate": {"n_bootstrap": 200}}))
+    page = write_compare_report(tmp_path).read_text(encoding="utf-8")
+    assert "wrong (%)" not in page
+    assert "Wrong is every label that scores below 100 in ROUGE-L." in page
+    assert "Labels that score below 100 among the surest" in page
+
+
+def test_open_answers_have_histograms_of_their_nll(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8}, seeds=(0,))
+    for run in tmp_path.rglob("seed-0/*"):
+        rows = [replace(p, entropy=None) for p in RunDir(run).read_records("measure/predictions", Prediction)]
+        RunDir(run).write_records("measure/predictions", rows, Prediction)
+    page = write_compare_report(tmp_path).read_text(encoding="utf-8")
+    assert "Mean NLL of the answer; the lighter part of a bar is wrong answers." in page
+    assert "mean NLL (nats per token)" in (tmp_path / "figures/entropy.svg").read_text(encoding="utf-8")
+
+
+def test_oracle_that_finds_too_few_right_labels_says_so(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5, "semievol": 0.8, "oracle_select": 0.9}, gold=["oracle_select"], use_gold=True)
+    stats = {"n_kept": 30, "n_wanted": 50, "n_right": 30}
+    for run in tmp_path.rglob("seed-*/oracle_select"):
+        RunDir(run).record_stage("round-1/oracle_select", {"fingerprint": "o", "stats": stats, "cost": {}})
+    results = build_results(load_comparison(tmp_path))
+    said = "Oracle selection (uses gold) keeps 30 labels, where SemiEvol keeps 50: no more are right"
+    assert any(remark.startswith(said) for remark in results["verdict"]["remarks"])
+
+
+def test_parts_of_another_length_are_named(tmp_path):
+    arms = {"sft_matched": 0.5, "semievol": 0.8, "semievol-as": 0.7, "sft_matched@semievol-as": 0.6}
+    write_folder(tmp_path, arms, reference="sft_matched")
+    with_steps(tmp_path, "semievol-as", 9)
+    with_steps(tmp_path, "sft_matched@semievol-as", 9, stage="control")
+    (remark,) = [r for r in build_results(load_comparison(tmp_path))["verdict"]["remarks"] if "optimiser steps" in r]
+    assert remark.startswith(f"SemiEvol takes 4 optimiser steps from the base, but SemiEvol {MINUS} AS 9:")
+
+
+def test_swept_models_are_not_one_base_model(tmp_path):
+    write_folder(tmp_path, {"sft": 0.5}, seeds=(0,), sweep={"model.path": ["org/a", "org/b"]})
+    assert build_results(load_comparison(tmp_path))["model"] is None
+
+
+def test_gold_arms_are_marked_in_the_csv_of_groups(tmp_path):
+    arms = {"sft": 0.5, "oracle_full": 0.9}
+    write_folder(tmp_path, arms, seeds=(0,), gold=["oracle_full"], use_gold=True, groups=("a", "b"))
+    table = build_tables(build_results(load_comparison(tmp_path)))["groups"]
+    assert table_csv(table).splitlines()[0] == "group,n,sft,oracle_full (uses gold)"

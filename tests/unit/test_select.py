@@ -92,6 +92,17 @@ def test_select_of_no_labels_is_refused(tmp_path):
         select_labels(tmp_path, [])
 
 
+def test_select_min_confidence_drops_labels_without_a_probability(tmp_path):
+    """A server gives one for some answers alone."""
+    labels = [*LABELS, replace(make_label("unread", 0.99), max_probability=None)]
+    _, kept, dropped = select_labels(tmp_path / "some", labels, min_confidence=0.9, keep_fraction=1)
+    assert kept == ["sure", "split", "fair"]
+    assert dropped == {"weak": "probability below the minimum", "unread": "probability not measurable"}
+    unread = [replace(x, max_probability=None) for x in LABELS]
+    with pytest.raises(DataError, match=r"none of 4 labels has a probability.*min_confidence asks for; leave it out"):
+        select_labels(tmp_path / "none", unread, min_confidence=0.9)
+
+
 def test_select_min_confidence_needs_a_closed_set():
     raw = {"data": {"path": "x.csv"}, "task": {"type": "span"}, "select": {"min_confidence": 0.9}}
     with pytest.raises(ConfigError, match=r"select.min_confidence needs a closed answer set, but task.type is span"):

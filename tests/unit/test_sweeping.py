@@ -115,6 +115,8 @@ def test_unlabeled_ratio_counts_the_rows_that_are_there(tmp_path):
     assert apply_point(config, {"unlabeled_ratio": 1.5}).data.max_unlabeled == 6
     fewer = apply_point(config, {"unlabeled_ratio": 1.5, "data.max_labeled": 2})
     assert fewer.data.max_unlabeled == 3
+    assert apply_point(config, {"unlabeled_ratio": 2.62}).data.max_unlabeled == 10
+    assert apply_point(config, {"unlabeled_ratio": 2.5}).data.max_unlabeled == 10
     with pytest.raises(ConfigError, match=r"12 unlabelled rows for 4 labelled ones, but there are 10"):
         apply_point(config, {"unlabeled_ratio": 3})
 
@@ -150,3 +152,15 @@ def test_configurations_are_counted_among_those_that_k_leaves(point):
 def test_key_that_is_swept_and_set_is_refused(texts):
     with pytest.raises(ConfigError, match=r"given (as well|twice)"):
         split_arguments(texts)
+
+
+def test_recipes_are_no_values_of_a_sweep():
+    with pytest.raises(ConfigError, match=r"a recipe is the defaults of other keys.*semievol_released"):
+        split_arguments(["recipe=paper,released"])
+    assert split_arguments(["recipe=released"]) == (["recipe=released"], {})
+
+
+def test_dates_are_the_text_that_they_are():
+    assert split_arguments(["model.revision=2024-01-01,2024-02-01"])[1] == {
+        "model.revision": ["2024-01-01", "2024-02-01"]
+    }

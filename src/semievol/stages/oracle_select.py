@@ -8,6 +8,7 @@ same number of rows (with `select.per_answer` of each answer, where there are as
 `evolve.kept_by: oracle_select`, and never the targets.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -88,7 +89,7 @@ def run(ctx: StageContext) -> StageStats:
     out = {x.example_id: x for x in dropped}
     ctx.write("oracle_select/kept", [kept[i] for i in examples if i in kept], PseudoLabel)
     ctx.write("oracle_select/dropped", [out[i] for i in examples if i in out], Dropped)
-    ranked = [uncertainty(x, config.select) for x in kept.values() if is_ranked(x, config.select)]
+    ranked = [u for x in chosen if is_ranked(x, config.select) and (u := uncertainty(x, config.select)) < math.inf]
     stats = {
         "n_kept": len(kept),
         "n_dropped": len(dropped),

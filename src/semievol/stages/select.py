@@ -33,6 +33,7 @@ FEWEST_ROWS = 10
 UNSURE = "not confident enough"
 UNMEASURED = "confidence not measurable"
 UNLIKELY = "probability below the minimum"
+NO_PROBABILITY = "probability not measurable"
 DISPUTED = "agreement below the minimum"
 SCARCE = 0.2
 """Share among the kept labels, as a part of the share among all, below which an answer counts as lost."""
@@ -82,14 +83,11 @@ def reason_to_drop(label: PseudoLabel, threshold: Threshold, config: SelectConfi
 
 
 def below_minimum(label: PseudoLabel, config: SelectConfig) -> Dropped | None:
-    """The absolute minimum that a label misses, or None where it misses none.
-
-    Raises:
-        DataError: If a probability is asked for and the label has none.
-    """
+    """The absolute minimum that a label misses, or None where it misses none."""
     if config.min_confidence is not None:
         if label.max_probability is None:
-            raise DataError(f"select: row {label.example_id} has no probability for select.min_confidence")
+            detail = "the model gave no probability of this answer, which select.min_confidence asks for"
+            return Dropped(label.example_id, "select", NO_PROBABILITY, detail, label.round)
         if label.max_probability < config.min_confidence:
             detail = f"max_probability {label.max_probability:.4f}, select.min_confidence {config.min_confidence:g}"
             return Dropped(label.example_id, "select", UNLIKELY, detail, label.round)
@@ -115,6 +113,8 @@ def remedy_for(reasons: Mapping[str, int], config: SelectConfig) -> str:
     most = max(reasons, key=lambda reason: reasons[reason])
     if most == UNMEASURED:
         return f"the model gave no {config.signal} for these; choose another select.signal"
+    if most == NO_PROBABILITY:
+        return "the model gave no probability for these; leave out select.min_confidence"
     if most == UNLIKELY:
         return "lower select.min_confidence"
     if most == DISPUTED:
@@ -138,11 +138,18 @@ def run(ctx: StageContext) -> StageStats:
     n_of_answer: Counter[str] = Counter()
     n_of_kept: Counter[str] = Counter()
     ranked: dict[str, array[float]] = defaultdict(lambda: array("d"))
+    n_labels = n_without = 0
     for label in labels():
+        n_labels, n_without = n_labels + 1, n_without + (label.max_probability is None)
         if is_closed:
             n_of_answer[label.answer] += 1
         if is_ranked(label, config) and below_minimum(label, config) is None:
             ranked[whose(label)].append(uncertainty(label, config))
+    if config.min_confidence is not None and 0 < n_labels == n_without:
+        raise DataError(
+            f"select: none of {n_labels} labels has a probability, which select.min_confidence asks for; leave it out, "
+            "or use select.min_agreement"
+        )
     thresholds = {answer: find_threshold(values, config) for answer, values in sorted(ranked.items())}
     n_ranked = sum(map(len, ranked.values()))
     n_unmeasured = sum(x == math.inf for values in ranked.values() for x in values)
