@@ -142,8 +142,11 @@ def calibrate(cell: Cell) -> Calibration | None:
 
 def group_lines_of(data: ComparisonData) -> dict[str, str]:
     """The line of each group, by `audit.group_lines` over all rows that any run answered: the same of all arms."""
-    rows = distinct_rows([run for cell in data.cells for run in cell.done])
-    return group_lines(row.group for row in rows.values() if row.group is not None)
+    by_setting: dict[str, list[ArmRun]] = {}
+    for run in (run for cell in data.cells for run in cell.done):
+        by_setting.setdefault(setting_text(run.setting), []).append(run)
+    rows = {(key, row.group) for runs in by_setting.values() for key, row in distinct_rows(runs).items()}
+    return group_lines(group for _, group in rows if group is not None)
 
 
 def measure_groups(cell: Cell, line_of: Mapping[str, str]) -> list[dict[str, Any]]:

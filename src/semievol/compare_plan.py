@@ -95,25 +95,22 @@ class WorkPlan:
         return f"time left: {'; '.join(x for x in (known, unknown) if x)}"
 
 
-def split_configs(
-    config: RunConfig | Mapping[int, RunConfig], splits: Sequence[int], *, swept: Sequence[str] = ()
-) -> dict[int, RunConfig]:
-    """The config of each split. Rows may also be drawn by a key that is swept.
+def split_configs(config: RunConfig | Mapping[int, RunConfig], splits: Sequence[int]) -> dict[int, RunConfig]:
+    """The config of each split."""
+    return {s: _with_data_seed(config if isinstance(config, RunConfig) else config[s], s) for s in splits}
 
-    Raises:
-        ConfigError: If several splits of the same rows would be the same.
-    """
-    if not isinstance(config, RunConfig):
-        return {s: _with_data_seed(config[s], s) for s in splits}
-    data = config.data
-    drawn = any((data.max_rows, data.max_labeled, data.max_unlabeled, data.max_test))
-    drawn = drawn or any(key == "unlabeled_ratio" or key.startswith("data.max_") for key in swept)
-    if len(splits) > 1 and data.path is None and not drawn:
-        raise ConfigError(
-            f"--splits: {len(splits)} splits of separate files would all be the same; give one file (data.path), or "
-            f"draw from the files (data.max_labeled, ...), or use one split and more seeds"
-        )
-    return {s: _with_data_seed(config, s) for s in splits}
+
+def refuse_equal_splits(points: Mapping[str, RunConfig], n_splits: int) -> None:
+    """Raises ConfigError if several splits would be the same at one of the points, by setting."""
+    for setting, point in points.items():
+        data = point.data
+        drawn = any((data.max_rows, data.max_labeled, data.max_unlabeled, data.max_test))
+        if n_splits > 1 and data.path is None and not drawn:
+            where = f" at {setting}" if setting else ""
+            raise ConfigError(
+                f"--splits: {n_splits} splits of separate files would all be the same{where}; give one file "
+                "(data.path), or draw from the files (data.max_labeled, ...), or use one split and more seeds"
+            )
 
 
 def base_config(config: RunConfig | Mapping[int, RunConfig]) -> dict[str, Any]:

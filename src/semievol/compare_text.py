@@ -367,7 +367,7 @@ def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
             _runs_remark(done),
             _steps_remark(results, done),
             _parts_remark(results),
-            _oracle_remark(results, done),
+            _oracle_remark(done),
             _precision_remark(done),
             _versions_remark(done),
         ]
@@ -472,11 +472,11 @@ def _parts_remark(results: Mapping[str, Any]) -> str:
     )
 
 
-def _oracle_remark(results: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
+def _oracle_remark(done: Sequence[Mapping[str, Any]]) -> str:
     """The oracle that keeps right labels, where there are fewer of them than the method keeps."""
     short = [e for e in done if (n := e["oracle_labels"]) and n["kept"] < n["wanted"]]
     return " ".join(
-        f"{e['label']} keeps {e['oracle_labels']['kept']:.0f} labels, where {results['main_label']} keeps "
+        f"{e['label']} keeps {e['oracle_labels']['kept']:.0f} labels, where selection keeps "
         f"{e['oracle_labels']['wanted']:.0f}: no more are right (means over the runs)."
         for e in short
     )

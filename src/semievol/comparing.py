@@ -38,6 +38,7 @@ from semievol.compare_plan import (
     plan_runs,
     plan_work,
     price_work,
+    refuse_equal_splits,
     run_folders,
     share_tokenizers,
     split_configs,
@@ -119,14 +120,16 @@ def compare(
     """
     reporter = reporter or SilentReporter()
     _refuse_foreign_files(output_dir)
-    configs = split_configs(config, splits, swept=tuple(sweep or ()))
+    configs = split_configs(config, splits)
     first = next(iter(configs.values()))
+    points = {name: apply(first) for name, apply in settings.items()} if settings else {"": first}
+    if isinstance(config, RunConfig):
+        refuse_equal_splits(points, len(splits))
     loaded: dict[int, LoadedData] = {}
     if use_gold:
         split = next(iter(configs))
         loaded[split] = load_examples(first)
         use_gold = _find_gold(loaded[split], arms, note=reporter.note)
-    points = {name: apply(first) for name, apply in settings.items()} if settings else {"": first}
     chosen = _fit_points(
         choose_arms(arms, first, use_gold=use_gold, note=reporter.note), points, asked=arms, note=reporter.note
     )
@@ -138,24 +141,24 @@ def compare(
         seeds=tuple(seeds),
         splits=tuple(splits),
         sweep=sweep,
-        runs=tuple(pending_runs([arm.name for arm in chosen], splits=splits, seeds=seeds, settings=list(points))),
+        runs=pending_runs([arm.name for arm in chosen], splits=splits, seeds=seeds, settings=list(points)),
         config=base_config(config),
     )
     staying = _find_staying(record, output_dir, backends)
     asked = reference or _find_earlier_reference(output_dir)
     compared_with = _choose_reference(asked, is_wanted=reference is not None, runs=[*record.runs, *staying])
-    needed = _choose_controls(chosen, points, staying) if compared_with == MATCHED else []
-    if needed:
-        n = plural(len(needed) * len(seeds) * len(splits) * len(points), "further run")
-        controlled = ", ".join(arm.name.partition(CONTROL_OF)[2] for arm in needed)
-        reporter.note(f"{n} of SFT on the labelled rows, for as many steps as {controlled}; equal trainings run once")
-        chosen += needed
-    runs_of_all = pending_runs([arm.name for arm in chosen], splits=splits, seeds=seeds, settings=list(points))
+    if compared_with == MATCHED:
+        controls, further = _plan_controls(record, chosen, points, staying)
+        if controls:
+            names = ", ".join(arm.name.partition(CONTROL_OF)[2] for arm in controls)
+            n = plural(len(further), "further run")
+            reporter.note(f"{n} of SFT on the labelled rows, for as many steps as {names}; equal trainings run once")
+        chosen += controls
+        record = replace(record, runs=(*record.runs, *further))
     record = replace(
         record,
         reference=compared_with,
         arms=tuple(ArmRecord(arm.name, arm.description, arm.uses_gold) for arm in chosen),
-        runs=tuple(runs_of_all),
     )
     runs = plan_runs(record, chosen, configs, settings or {"": lambda c: c})
     for line in find_fixed(runs, sweep or {}):
@@ -231,13 +234,21 @@ def _choose_reference(asked: str | None, *, is_wanted: bool, runs: Sequence[RunR
     return choose_reference(asked if is_wanted or asked in names else None, names)
 
 
-def _choose_controls(chosen: Sequence[Arm], points: Mapping[str, RunConfig], staying: Sequence[RunRecord]) -> list[Arm]:
-    """Controls that the arms need at one of the points, and those that stay from an earlier call with them."""
+def _plan_controls(
+    record: ComparisonRecord, chosen: Sequence[Arm], points: Mapping[str, RunConfig], staying: Sequence[RunRecord]
+) -> tuple[list[Arm], list[RunRecord]]:
+    """Controls that arms need at one of the points, and their runs: wherever the arm has one, now or from before."""
+    names = {arm.name for arm in chosen}
+    cells = {(run.split, run.seed, run.setting) for run in record.runs}
+    before = [run for run in staying if (run.split, run.seed, run.setting) in cells and CONTROL_OF not in run.arm]
     needed: dict[str, Arm] = {}
     for name, point in points.items():
-        there = [find_arm(run.arm) for run in staying if run.setting == name and CONTROL_OF not in run.arm]
-        needed |= {arm.name: arm for arm in choose_controls([*chosen, *there], point)}
-    return list(needed.values())
+        there = {run.arm: find_arm(run.arm) for run in before if run.setting == name and run.arm not in names}
+        needed |= {arm.name: arm for arm in choose_controls([*chosen, *there.values()], point)}
+    keys = {run.key for run in (*record.runs, *before)}
+    runs = pending_runs(list(needed), splits=record.splits, seeds=record.seeds, settings=list(points))
+    further = [r for r in runs if (r.arm.partition(CONTROL_OF)[2], r.split, r.seed, r.setting) in keys]
+    return list(needed.values()), further
 
 
 FOREIGN = ("results.json", "compare.html", "report.html", "tables", "figures", MANIFEST, CONFIG)
@@ -307,12 +318,12 @@ def _find_gold(loaded: LoadedData, arms: Sequence[str], *, note: Callable[[str],
 
 
 def _find_staying(record: ComparisonRecord, folder: Path, backends: Callable[[RunConfig], Backends]) -> list[RunRecord]:
-    """Finished runs of an earlier call that stay in the comparison beside those of the record."""
+    """Runs of an earlier call, finished or failed, that stay in the comparison beside those of the record."""
     if not is_comparison(folder):
         return []
     earlier = read_comparison(folder)
     known = {run.key for run in record.runs}
-    others = [run for run in earlier.runs if run.status == "done" and run.key not in known]
+    others = [run for run in earlier.runs if run.status != "pending" and run.key not in known]
     return [run for run in others if _is_current(folder, run, backends)] if can_join(record, earlier) else []
 
 
@@ -324,10 +335,7 @@ def _with_earlier(
     reporter: Reporter,
     backends: Callable[[RunConfig], Backends],
 ) -> ComparisonRecord:
-    """The record with what the folder held before, as far as it fits; what does not is named.
-
-    Of runs that failed, too, as far as the record has none in their place.
-    """
+    """The record with what the folder held before, as far as it fits (`staying`); what does not is named."""
     if not is_comparison(folder):
         return record
     earlier = read_comparison(folder)
@@ -337,10 +345,10 @@ def _with_earlier(
     if fits and earlier.use_gold and any(run.status == "done" for run in record.runs):
         record = replace(record, use_gold=True)  # what they opened stays opened: their audits are there
     kept = [run for run in staying if run.key not in known]
-    failed = [run for run in earlier.failed if fits and run.key not in known]
-    if len(kept) < len(others):
+    finished = [run for run in kept if run.status == "done"]
+    if len(finished) < len(others):
         why = _reason_to_leave(record, earlier)
-        n_left = plural(len(others) - len(kept), "finished run")
+        n_left = plural(len(others) - len(finished), "finished run")
         reporter.note(f"no longer in the comparison: {n_left} of an earlier call, because {why}. The folders stay")
     open_keys = {run.key for run in record.runs if run.status != "done"}
     before = [run for run in earlier.runs if run.status == "done" and run.key in open_keys]
@@ -348,23 +356,28 @@ def _with_earlier(
     if again:
         n_again, why = plural(len(again), "finished run"), _reason_to_leave(record, earlier)
         reporter.note(f"run again in their place: {n_again} of an earlier call, because {why}")
-    if not kept and not failed:
+    if not kept:
         return record
-    counted = [plural(len(runs), f"{word} run") for runs, word in ((kept, "finished"), (failed, "failed")) if runs]
+    counts = {"finished": len(finished), "failed": len(kept) - len(finished)}
+    counted = [plural(n, f"{word} run") for word, n in counts.items() if n]
     reporter.note(f"still in the comparison: {' and '.join(counted)} of an earlier call")
-    joined = join_records(record, earlier, [*kept, *failed])
+    joined = join_records(record, earlier, kept)
     places = list(ARMS)
     arms = sorted(joined.arms, key=lambda arm: places.index(arm.name) if arm.name in places else len(places))
     return replace(joined, arms=tuple(arms))
 
 
 def _is_current(folder: Path, run: RunRecord, backends: Callable[[RunConfig], Backends]) -> bool:
-    """Whether a finished run is what its own config, its data files and this version of the code would give."""
+    """Whether a run is what its own config, data files and this version would give; a failed one as far as it went."""
     try:
         config = read_run_config(folder / run.folder)
         steps = plan_arm(find_arm(run.arm), config, use_gold=False)
         planned = PlannedRun(run, config, tuple(steps))
-        return is_done(folder, planned, fingerprint_run(planned, folder, backends))
+        prints = fingerprint_run(planned, folder, backends)
+        if run.status == "failed":
+            manifest = RunDir(folder / run.folder).manifest()
+            return all(manifest[name]["fingerprint"] == prints[name] for name in manifest if name in prints)
+        return is_done(folder, planned, prints)
     except (SemiEvolError, KeyError):  # a key, a file or an arm that is no more
         return False
 

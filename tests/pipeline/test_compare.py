@@ -27,6 +27,7 @@ from semievol.summary import read_run_config
 from semievol.sweeping import plan_points, point_settings
 from semievol.types import Prediction
 from tests.pipeline.conftest import write_task
+from tests.unit.comparison_folder import change_run
 
 FREE = [name for name, arm in ARMS.items() if not arm.uses_gold]
 
@@ -707,6 +708,29 @@ def test_arms_of_a_later_call_have_controls_of_their_own(make_config, tmp_path):
         assert data.reference_of(data.find("pseudo_all")).arm.name == "sft_matched@pseudo_all"
 
 
+def test_controls_run_where_their_arms_did(make_config, tmp_path):
+    run_compare(make_config(), tmp_path / "c", ["sft_matched", "semievol", "pseudo_all"])
+    recorder = run_compare(make_config(), tmp_path / "c", ["zero_shot"], seeds=[5])
+    assert recorder.ran == ["zero_shot measure"]
+    assert not any("further run" in note for note in recorder.notes)
+    runs = read_comparison(tmp_path / "c").runs
+    assert {(run.arm, run.seed) for run in runs if run.arm.startswith("sft_matched@")} == {
+        ("sft_matched@pseudo_all", 0)
+    }
+
+
+def test_failed_reference_is_the_reference_again_once_it_runs(make_config, tmp_path):
+    arms = ["sft", "sft_matched", "semievol"]
+    run_compare(make_config(), tmp_path / "c", arms)
+    for place, run in enumerate(read_comparison(tmp_path / "c").runs):
+        if run.arm == "sft_matched":
+            change_run(tmp_path / "c", place, status="failed", error="no room")
+    run_compare(make_config(), tmp_path / "c", ["zero_shot"])
+    recorder = run_compare(make_config(), tmp_path / "c", arms)
+    assert read_comparison(tmp_path / "c").reference == "sft_matched"
+    assert not any(note.startswith("compared with") for note in recorder.notes)
+
+
 def test_no_controls_run_where_an_earlier_call_named_another_reference(make_config, tmp_path):
     run_compare(make_config(), tmp_path / "c", ["zero_shot", "sft"], reference="zero_shot")
     run_compare(make_config(), tmp_path / "c", ["sft_matched", "pseudo_all"])
@@ -723,6 +747,16 @@ def test_failed_run_of_an_earlier_call_stays_failed(make_config, tmp_path):
     assert statuses == {"zero_shot": "done", "sft": "done", "semievol": "failed"}
     assert "still in the comparison: 1 finished run and 1 failed run of an earlier call" in recorder.notes
     run_compare(make_config(), tmp_path / "c", ["zero_shot"])
+    assert [run.arm for run in read_comparison(tmp_path / "c").runs] == ["zero_shot"]
+
+
+def test_failed_run_of_other_data_leaves(make_config, tmp_path):
+    files = write_task(tmp_path)
+    config = make_config(data=files, select={"min_confidence": 0.99}, evolve={"train_on": "selected"})
+    run_compare(config, tmp_path / "c", ["semievol"])
+    labeled = Path(files["labeled"])
+    labeled.write_text("".join(labeled.read_text().splitlines(keepends=True)[:13]))
+    run_compare(config, tmp_path / "c", ["zero_shot"])
     assert [run.arm for run in read_comparison(tmp_path / "c").runs] == ["zero_shot"]
 
 

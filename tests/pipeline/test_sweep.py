@@ -167,6 +167,15 @@ def test_control_is_run_where_any_point_needs_one(make_config, tmp_path):
 def test_splits_of_separate_files_may_be_drawn_by_a_swept_key(make_config, tmp_path):
     run_sweep(make_config(), tmp_path / "s", {"data.max_labeled": [10, 15]}, ["sft"], splits=[0, 1])
     assert len(read_comparison(tmp_path / "s").runs) == 4
+    with pytest.raises(ConfigError, match=r"2 splits of separate files would all be the same at theta=0.3"):
+        run_sweep(make_config(), tmp_path / "t", {"data.max_labeled": [10], "theta": [0.3]}, ["sft"], splits=[0, 1])
+
+
+def test_control_of_an_arm_of_an_earlier_sweep_runs_at_the_points_that_it_has(make_config, tmp_path):
+    run_sweep(make_config(), tmp_path / "s", {"theta": [0.3]}, ["sft_matched", "semievol-cl"])
+    run_sweep(make_config(), tmp_path / "s", {"select.signal": ["agreement"]}, ["sft_matched", "semievol"])
+    runs = read_comparison(tmp_path / "s").runs
+    assert {run.setting for run in runs if run.arm in ("semievol-cl", "sft_matched@semievol-cl")} == {"theta=0.3"}
 
 
 def test_arm_that_does_not_fit_a_point_is_named_or_left_out(make_config, tmp_path):

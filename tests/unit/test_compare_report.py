@@ -1331,7 +1331,7 @@ def test_oracle_that_finds_too_few_right_labels_says_so(tmp_path):
     for run in tmp_path.rglob("seed-*/oracle_select"):
         RunDir(run).record_stage("round-1/oracle_select", {"fingerprint": "o", "stats": stats, "cost": {}})
     results = build_results(load_comparison(tmp_path))
-    said = "Oracle selection (uses gold) keeps 30 labels, where SemiEvol keeps 50: no more are right"
+    said = "Oracle selection (uses gold) keeps 30 labels, where selection keeps 50: no more are right"
     assert any(remark.startswith(said) for remark in results["verdict"]["remarks"])
 
 

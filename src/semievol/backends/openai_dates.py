@@ -17,8 +17,8 @@ RETIRED = {
 }
 """Day on which a base stops answering, and every model that was tuned from it."""
 REMEDY = (
-    "train an open model with trainer.type: trl, set trainer.base_url to another server that takes fine-tuning jobs, "
-    "or use Azure (trainer.azure), which goes on for its customers"
+    "train an open model with trainer.type: trl, or set trainer.base_url to another server that takes fine-tuning "
+    "jobs, such as Azure, which goes on for its customers"
 )
 
 

@@ -145,7 +145,7 @@ def run(ctx: StageContext) -> StageStats:
             n_of_answer[label.answer] += 1
         if is_ranked(label, config) and below_minimum(label, config) is None:
             ranked[whose(label)].append(uncertainty(label, config))
-    if config.min_confidence is not None and 0 < n_labels == n_without:
+    if config.min_confidence is not None and ctx.round == 1 and 0 < n_labels == n_without:
         raise DataError(
             f"select: none of {n_labels} labels has a probability, which select.min_confidence asks for; leave it out, "
             "or use select.min_agreement"
