@@ -7,7 +7,7 @@ from semievol import compare_figures
 from semievol.compare_details import scored_values
 from semievol.compare_figures import Bar, CostPoint, Histogram, SweepLine
 from semievol.compare_load import ComparisonData, setting_text, value_text
-from semievol.compare_text import KEY_TITLES, NOMINAL_KEYS, against, arm_label
+from semievol.compare_text import KEY_TITLES, NOMINAL_KEYS, against, arm_label, own_controls
 from semievol.report_text import GRADED_METRICS, METRIC_NAMES
 
 Figures = dict[str, str]
@@ -25,7 +25,7 @@ def draw_figures(data: ComparisonData, results: Mapping[str, Any]) -> Figures:
     for number, key in enumerate(results["sweep"], 1):
         found[f"sweep_{number}"] = _sweep(f"sweep_{number}", key, measured, results, y_label)
         differences = [{**d, "value": d["difference"]} for d in results["differences"]]
-        difference_label = f"points against {against(results)}"
+        difference_label = _axis_label(results)
         found[f"sweep_difference_{number}"] = _sweep(
             f"sweep_difference_{number}", key, differences, results, difference_label
         )
@@ -54,8 +54,13 @@ def _forest(results: Mapping[str, Any]) -> str:
     if not found:
         return ""
     bars = [_difference_bar(d, d["arm"], results) for d in found]
-    label = f"points against {against(results)}"
-    return compare_figures.draw_forest("forest", bars, x_label=label, title=f"Paired differences, {label}")
+    title = f"Paired differences, points against {against(results)}"
+    return compare_figures.draw_forest("forest", bars, x_label=_axis_label(results), title=title)
+
+
+def _axis_label(results: Mapping[str, Any]) -> str:
+    """What differences are from, as far as an axis has room for it."""
+    return f"points against {'the control' if own_controls(results) else results['reference_label']}"
 
 
 def _parts(results: Mapping[str, Any]) -> str:

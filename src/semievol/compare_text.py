@@ -94,7 +94,11 @@ def against(results: Mapping[str, Any]) -> str:
     if not own:
         return str(results["reference_label"])
     references = {d["reference"] for d in results["differences"]}
-    return arm_label(references.pop()) if len(references) == 1 else f"{results['reference_label']}, or an own control"
+    return (
+        arm_label(references.pop())
+        if len(references) == 1
+        else f"{results['reference_label']}, or the arm's own control"
+    )
 
 
 def duration(seconds: float | None) -> str:

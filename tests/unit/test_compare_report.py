@@ -1252,9 +1252,7 @@ def test_sweep_with_controls_shows_the_steps_of_each_setting_and_names_the_contr
     assert "(of 1 arm: against" in build_tables(results)["main"].note
     page = write_compare_report(tmp_path).read_text(encoding="utf-8")
     assert "Difference from SFT, as long as All pseudo-labels at the same value" in page
-    assert "points against SFT, as long as All pseudo-labels" in (
-        tmp_path / "figures/sweep_difference_1.svg"
-    ).read_text(encoding="utf-8")
+    assert "points against the control" in (tmp_path / "figures/sweep_difference_1.svg").read_text(encoding="utf-8")
 
 
 def test_controls_that_no_difference_is_from_are_not_claimed(tmp_path):
