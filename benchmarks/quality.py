@@ -65,9 +65,7 @@ POCKET: dict[str, Any] = {
 }
 """Settings for the embedded Pocket LM, one set for all cells, chosen on the synthetic demo."""
 
-LARGE: dict[str, Any] = {
-    "trainer": {"type": "trl", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
-}
+LARGE: dict[str, Any] = {"trainer": {"type": "trl", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}}
 """For `--model`: the paper's settings (LoRA, learning rate 1e-4, 2 epochs, 8 rows a step)."""
 
 

@@ -114,14 +114,11 @@ def total_cost(data: ComparisonData) -> dict[str, float]:
 
 
 def oracle_labels(cell: Cell) -> dict[str, float] | None:
-    """How many labels the oracle kept, and how many the method does (wanted): means over runs; None of other arms."""
+    """How many labels the oracle kept, and how many selection does (wanted): means over runs; None of other arms."""
     stats = [run.steps[name]["stats"] for run in cell.done for name in run.steps if name.endswith("/oracle_select")]
     if not stats:
         return None
-    return {name: float(np.mean([found[key] for found in stats])) for name, key in _ORACLE_COUNTS.items()}
-
-
-_ORACLE_COUNTS = {"kept": "n_kept", "wanted": "n_wanted"}
+    return {key: float(np.mean([found[f"n_{key}"] for found in stats])) for key in ("kept", "wanted")}
 
 
 def calibrate(cell: Cell) -> Calibration | None:

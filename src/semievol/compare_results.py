@@ -266,7 +266,7 @@ def stack_scores(runs: Sequence[ArmRun], rows: Sequence[Floats]) -> tuple[Floats
     The rows are those of `distinct_rows`, in its order.
     """
     keys = row_keys(runs)
-    found = distinct_rows(runs)
+    found = distinct_rows(runs, keys)
     groups = group_vector(list(found.values()), list(found))
     if all(own == keys[0] for own in keys):
         return np.stack(rows), groups
@@ -291,10 +291,12 @@ def row_keys(runs: Sequence[ArmRun]) -> list[tuple[Hashable, ...]]:
     return [run.row_ids for run in runs]
 
 
-def distinct_rows(runs: Sequence[ArmRun]) -> dict[Hashable, Prediction]:
+def distinct_rows(
+    runs: Sequence[ArmRun], keys: Sequence[tuple[Hashable, ...]] | None = None
+) -> dict[Hashable, Prediction]:
     """The rows that any of the runs answered, by `row_keys`; of each the answer of the first run that has it."""
     found: dict[Hashable, Prediction] = {}
-    for run, own in zip(runs, row_keys(runs), strict=True):
+    for run, own in zip(runs, keys or row_keys(runs), strict=True):
         for key, prediction in zip(own, run.predictions, strict=True):
             found.setdefault(key, prediction)
     return found

@@ -210,14 +210,13 @@ def _cost(headline: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     ours, theirs = _entry(results, headline["arm"])["cost"], _entry(results, headline["reference"])["cost"]
     if ours is None or theirs is None:
         return ""
-    text = f"{duration(ours['seconds'])} a run"
+    text, other = f"{duration(ours['seconds'])} a run", arm_label(headline["reference"])
     if theirs["seconds"] > 0 and ours["seconds"] > 0:
-        other = arm_label(headline["reference"])
         text += f", {ours['seconds'] / theirs['seconds']:.1f} times the {duration(theirs['seconds'])} of {other}"
     return (
         f"{text}; {large(ours['prompt_tokens'])} tokens read, {large(ours['completion_tokens'])} generated, "
         f"{large(ours['train_tokens'])} trained in {large(ours['optimizer_steps'])} optimiser steps."
-        f"{_answer_cost(ours, theirs, arm_label(headline['reference']))}"
+        f"{_answer_cost(ours, theirs, other)}"
     )
 
 

@@ -229,8 +229,8 @@ def _fit_points(
 
 def _choose_reference(asked: str | None, *, is_wanted: bool, runs: Sequence[RunRecord]) -> str:
     """The arm that all are compared with, of those in `runs`; `asked` has to be there if this call wants it."""
-    found = {run.arm for run in runs if CONTROL_OF not in run.arm}
-    names = [*(name for name in ARMS if name in found), *sorted(found - set(ARMS))]
+    found = {run.arm for run in runs}
+    names = [name for name in ARMS if name in found]  # controls are none of them
     return choose_reference(asked if is_wanted or asked in names else None, names)
 
 
